@@ -1,0 +1,18 @@
+"""Plain decoding: one token per target forward. What every other method must reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from specbranch.decoders.base import DecodingOptions, Lanes
+from specbranch.metrics import Round
+from specbranch.sequence import Origin, Sequence
+from specbranch.workers.messages import Verification
+
+
+def autoregressive(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
+    """Verify an empty chain, again and again."""
+    while not sequence.finished:
+        outcome: Verification = lanes.target.submit("verify", sequence.id, []).result()
+        sequence.commit([outcome.token], [Origin.TARGET])
+        yield Round(tokens=[outcome.token], origins=[Origin.TARGET])

@@ -1,0 +1,94 @@
+"""SpecBranch (Shen et al., arXiv 2506.01979): drafting on several branches beside verification.
+
+The predictor's signal is s = 1 throughout (the confidence rule): drafting ends before the first
+doubtful token, which becomes the branch point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from specbranch.branching import survivor
+from specbranch.decoders.base import DecodingOptions, Lanes
+from specbranch.metrics import Fates, Round
+from specbranch.sequence import Origin, Sequence
+from specbranch.workers.messages import Branch, Chain, Resolution, Verification
+
+
+def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
+    """Rounds of (verify ‖ branch); a draft stage only where no branch survived (paper §4-5)."""
+    assert lanes.draft is not None
+    resolution = Resolution(sequence.length)
+    chain: Chain | None = None
+    while not sequence.finished:
+        drafted = 0
+        if chain is None:  # draft stage
+            gamma = min(options.gamma, sequence.remaining - 1)
+            chain = lanes.draft.submit(
+                "draft", sequence.id, resolution, gamma, options.epsilon
+            ).result()
+            drafted = len(chain.tokens)
+            resolution = Resolution(sequence.length + drafted)
+
+        # Branch stage: both lanes at once. Branches serve only if text follows the branch point.
+        after_branch_point = sequence.remaining - len(chain.tokens) - 1
+        branching = None
+        if after_branch_point > 0:
+            gamma = min(options.gamma, after_branch_point - 1)
+            branching = lanes.draft.submit(
+                "branch", sequence.id, resolution, gamma, options.k_max, options.epsilon
+            )
+        verification = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
+        branches: list[Branch] = branching.result() if branching else []
+        outcome: Verification = verification.result()
+
+        # Resolve
+        accepted, whole = outcome.accepted, outcome.accepted == len(chain.tokens)
+        winner = survivor([b.candidate for b in branches], outcome.token) if whole else None
+        tokens = [*chain.tokens[:accepted], outcome.token]
+        last = Origin.TARGET if winner is None else Origin.BRANCH
+        origins = [Origin.CHAIN] * accepted + [last]
+        before = sequence.length
+        committed = sequence.commit(tokens, origins)
+        done = Round(
+            drafted=drafted,
+            chain=len(chain.tokens),
+            branches=len(branches),
+            accepted=accepted,
+            tokens=tokens[:committed],
+            origins=[*origins[:committed]],
+        )
+        used = min(accepted, committed)
+        done.fates = Fates(
+            accepted=used,
+            in_flight=accepted - used,
+            rolled_back=len(chain.tokens) - accepted,
+        )
+        if winner is not None:
+            done.outcome = "hit"
+            done.fates += _survival(branches, winner, committed > accepted, sequence.finished)
+            chain = branches[winner].chain
+            resolution = Resolution(before + len(tokens) + len(chain.tokens), survivor=winner)
+        else:
+            if branches:
+                done.outcome = "miss" if whole else "rollback"
+                # The likeliest branch was the path drafted on; the others hedged against it.
+                main, *others = map(len, branches)
+                done.fates += Fates(rolled_back=main, hedged=sum(others))
+            elif not whole:
+                done.outcome = "rollback"
+            chain = None
+            resolution = Resolution(before + accepted, [outcome.token])
+        yield done
+
+
+def _survival(branches: list[Branch], winner: int, committed: bool, finished: bool) -> Fates:
+    """Fates that a surviving branch decides: its candidate's, and those of the other branches.
+
+    Its continuation is the next chain, which a later round decides, unless generation is over.
+    """
+    fates = Fates(hedged=sum(map(len, branches)) - len(branches[winner]))
+    fates += Fates(accepted=1) if committed else Fates(in_flight=1)
+    if finished:
+        fates += Fates(in_flight=len(branches[winner].chain.tokens))
+    return fates

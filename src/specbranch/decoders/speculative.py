@@ -1,0 +1,38 @@
+"""SpS: speculative decoding (Leviathan et al. 2023; Chen et al. 2023), draft and target in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from specbranch.decoders.base import DecodingOptions, Lanes
+from specbranch.metrics import Fates, Round
+from specbranch.sequence import Origin, Sequence
+from specbranch.workers.messages import Chain, Resolution, Verification
+
+
+def speculative(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
+    """Draft γ tokens, verify them in one forward, keep what the target accepts and its own next."""
+    assert lanes.draft is not None
+    resolution = Resolution(sequence.length)
+    while not sequence.finished:
+        gamma = min(options.gamma, sequence.remaining - 1)
+        chain: Chain = lanes.draft.submit("draft", sequence.id, resolution, gamma, 0.0).result()
+        outcome: Verification = lanes.target.submit(
+            "verify", sequence.id, chain.tokens, chain.log_q
+        ).result()
+
+        drafted, accepted = len(chain.tokens), outcome.accepted
+        resolution = Resolution(sequence.length + accepted, [outcome.token])
+        tokens = [*chain.tokens[:accepted], outcome.token]
+        origins = [Origin.CHAIN] * accepted + [Origin.TARGET]
+        committed = sequence.commit(tokens, origins)
+        used = min(accepted, committed)
+        yield Round(
+            drafted=drafted,
+            chain=drafted,
+            accepted=accepted,
+            outcome="rollback" if accepted < drafted else "end",
+            tokens=tokens[:committed],
+            origins=[*origins[:committed]],
+            fates=Fates(accepted=used, rolled_back=drafted - accepted, in_flight=accepted - used),
+        )

@@ -1,0 +1,1 @@
+"""Where a model runs: a lane hosts one worker and takes calls that return futures."""

@@ -1,0 +1,194 @@
+"""Loading a pair: any causal LM that `transformers` loads, or one clear line why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from specbranch.errors import InputError, UnsupportedModelError
+from specbranch.hardware import has_native_bfloat16
+from specbranch.zoo import BUNDLED
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, and the tokenizer that lies beside it."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+def resolve(name: str) -> str:
+    """The folder of a bundled model (`target`, `draft`, `draft-weak`), or the name itself."""
+    return str(BUNDLED.get(name, name))
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the first GPU if there is one.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device '{device}': use cpu, cuda, cuda:1, mps, …") from None
+    count = torch.cuda.device_count()
+    if picked.type == "cuda" and (picked.index or 0) >= count:
+        raise InputError(f"device '{device}' is not here: this machine has {count} CUDA device(s)")
+    return picked
+
+
+def pick_dtype(dtype: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own, or float32 where the device would only emulate bfloat16.
+
+    Every bfloat16 number is a float32 number, so the same weights are computed with, more exactly.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise InputError(f"unknown dtype '{dtype}': use auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if stored == torch.bfloat16 and not has_native_bfloat16(device):
+        return torch.float32
+    if stored == torch.float16 and device.type == "cpu":
+        return torch.float32
+    return stored
+
+
+def check_cache(config: PreTrainedConfig, name: str) -> None:
+    """Refuse models whose cache cannot rewind to any earlier token.
+
+    Raises:
+        UnsupportedModelError: sliding windows, local or chunked attention, recurrent states,
+            encoders.
+    """
+    text = config.get_text_config()
+    reason = None
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    window = getattr(text, "sliding_window", None)
+    windowed = window is not None and getattr(text, "use_sliding_window", True)
+    if config.is_encoder_decoder:
+        reason = "it is an encoder-decoder"
+    elif kinds:
+        reason = f"it has {', '.join(sorted(kinds))} layers"
+    elif windowed and not getattr(text, "layer_types", None):
+        reason = f"it attends in a sliding window of {window} tokens"
+    elif "local" in (getattr(text, "attention_layers", None) or []):
+        reason = "it has local attention layers"
+    elif getattr(text, "max_position_embeddings", None) is None:
+        reason = "its configuration names no context length (a recurrent model?)"
+    if reason:
+        raise UnsupportedModelError(
+            f"{name} ({config.model_type}) cannot be used: {reason}, and its cache cannot "
+            "rewind; SpecBranch needs full attention in every layer"
+        )
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without `transformers`' progress bars for the bundled pair, which loads in an instant."""
+    level = transformers_logging.get_verbosity()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    if name in BUNDLED:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def load(name: str, dtype: str = "auto", device: str = "auto", sharded: bool = False) -> Loaded:
+    """Load a causal LM and its tokenizer.
+
+    Args:
+        name: a bundled model's name, a folder, or a name on the Hugging Face hub.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        device: `auto` or a `torch` device.
+        sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
+
+    Raises:
+        InputError: no such model, or its files are broken.
+        UnsupportedModelError: it cannot be decoded losslessly here.
+    """
+    where = resolve(name)
+    if name in BUNDLED and not Path(where).is_dir():
+        raise InputError(
+            f"the bundled model '{name}' is missing from {where}: reinstall specbranch"
+        )
+    placed = pick_device(device)
+    try:
+        with _quiet(name):
+            config = AutoConfig.from_pretrained(where)
+            check_cache(config, name)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=pick_dtype(dtype, config, placed),
+                attn_implementation="sdpa",
+                device_map="auto" if sharded else None,
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(_why(name, where, error)) from None
+    if lacking := sorted(report["missing_keys"]):
+        raise InputError(
+            f"the weights of {name} are incomplete: {len(lacking)} tensors are missing, "
+            f"{lacking[0]} first"
+        )
+    return Loaded(name, (model if sharded else model.to(placed)).eval(), tokenizer)
+
+
+def _why(name: str, where: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, SafetensorError):
+        return f"the weights of {name} are broken: {first}"
+    if isinstance(error, OSError) and error.errno == 28:
+        return f"no space left on the disk while loading {name}"
+    if not Path(where).exists():
+        return f"no model '{name}': no such folder, and the hub did not give it ({first})"
+    if not (Path(where) / "config.json").exists():
+        return f"'{name}' is no model folder: it has no config.json"
+    return f"cannot load {name}: {first}"
+
+
+def check_vocabularies(target: Loaded, draft: Loaded) -> None:
+    """A pair must share its tokens: a draft's token id means the same to the target.
+
+    Raises:
+        InputError: the tokenizers differ.
+    """
+    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    differing = sum(ours.get(token) != i for token, i in theirs.items())
+    raise InputError(
+        f"different vocabularies: {target.name} has {len(ours)} tokens, {draft.name} has "
+        f"{len(theirs)}, {differing} of them unknown to the target or under another id; "
+        "choose a draft of the target's own family"
+    )

@@ -1,0 +1,231 @@
+"""A causal language model over a cache that forks and rewinds."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specbranch.models.slab import Slab
+
+PREFILL_CHUNK = 512
+
+
+@dataclass
+class Branch:
+    """A path that leaves the trunk after `fork` tokens and goes on through its own `slots`."""
+
+    fork: int
+    slots: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.fork + len(self.slots)
+
+
+@dataclass
+class State:
+    """One sequence: a trunk in slots ``0 … length − 1``, and branches in the slots after it."""
+
+    slab: Slab
+    length: int = 0
+    used: int = 0
+    branches: dict[int, Branch] = field(default_factory=dict)
+    next_branch: int = 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a forward gives for its ``n`` new tokens.
+
+    Attributes:
+        logits: float32 ``[n, vocabulary]``.
+        hidden: states of the last K layers, ``[K, n, hidden_size]``, in the model's dtype; None
+            unless asked for.
+    """
+
+    logits: Tensor
+    hidden: Tensor | None = None
+
+
+class CausalRunner:
+    """Runs a `transformers` causal LM on sequences whose caches fork, rewind and keep a branch.
+
+    All branches of a sequence share the trunk's keys and values: a step runs one token of each in
+    a single row, and a tree attention mask shows every token only its own path.
+
+    Args:
+        model: a causal LM in evaluation mode, with `sdpa` or `eager` attention.
+        width: with a number, every forward of `run` has exactly this many tokens (padded, or
+            split) over the whole slab, so that the same kernels round the same way however many
+            tokens are new: a token's logits are then bit-identical whether it was run alone or in
+            a chain. None runs the tokens as they come, over the filled part of the slab.
+    """
+
+    def __init__(self, model: PreTrainedModel, width: int | None = None) -> None:
+        self.model = model
+        self.width = width
+        self.device: torch.device = model.device
+        config = model.config.get_text_config()
+        self.layers: int = config.num_hidden_layers
+        self.positions: int = config.max_position_embeddings
+        self._additive = config._attn_implementation == "eager"
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._states: dict[int, State] = {}
+
+    def open(self, sequence: int, capacity: int) -> None:
+        """Start the empty sequence `sequence` that will hold at most `capacity` tokens at once.
+
+        Trunk and branches count together; a fixed width needs no allowance for its padding.
+        """
+        slab = Slab(self.layers, capacity + (self.width or 0))
+        self._states[sequence] = State(slab)
+
+    def close(self, sequence: int) -> None:
+        """Forget the sequence and free its cache."""
+        del self._states[sequence]
+
+    def length(self, sequence: int) -> int:
+        """Number of tokens of the trunk."""
+        return self._states[sequence].length
+
+    def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
+        """Append `tokens` to the trunk without computing their logits."""
+        state = self._states[sequence]
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            self._run_trunk(state, list(tokens[start : start + PREFILL_CHUNK]), keep=1)
+
+    def run(self, sequence: int, tokens: Sequence[int], layers: int = 0) -> Output:
+        """Append `tokens` to the trunk, dropping all branches.
+
+        Args:
+            tokens: n ≥ 1 token ids.
+            layers: K, how many of the last layers' hidden states to return.
+        """
+        state = self._states[sequence]
+        chunk = self.width or len(tokens)
+        parts = []
+        for start in range(0, len(tokens), chunk):
+            new = list(tokens[start : start + chunk])
+            part = self._run_trunk(state, new, pad=chunk - len(new), layers=layers)
+            parts.append(part)
+        if len(parts) == 1:
+            return parts[0]
+        hidden = [part.hidden for part in parts if part.hidden is not None]
+        logits = torch.cat([part.logits for part in parts])
+        return Output(logits, torch.cat(hidden, 1) if hidden else None)
+
+    def rewind(self, sequence: int, length: int) -> None:
+        """Forget the trunk's tokens after the first `length`, and all branches."""
+        state = self._states[sequence]
+        if not 0 <= length <= state.length:
+            raise ValueError(f"cannot rewind to {length}: the trunk has {state.length} tokens")
+        state.length = state.used = length
+        state.branches.clear()
+
+    def fork(self, sequence: int, positions: Sequence[int], branch: int | None = None) -> list[int]:
+        """Start one branch at each of `positions`: it shares that many tokens of the path.
+
+        Args:
+            branch: fork this branch's path instead of the trunk.
+
+        Returns:
+            Ids of the new branches, valid until a `run`, `rewind` or `keep`.
+        """
+        state = self._states[sequence]
+        parent = state.branches[branch] if branch is not None else Branch(state.length)
+        forked = []
+        for position in positions:
+            if not 0 <= position <= parent.length:
+                raise ValueError(f"cannot fork at {position}: the path has {parent.length} tokens")
+            own = parent.slots[: max(0, position - parent.fork)]
+            state.branches[state.next_branch] = Branch(min(position, parent.fork), own)
+            forked.append(state.next_branch)
+            state.next_branch += 1
+        return forked
+
+    def step(self, sequence: int, tokens: Mapping[int, int]) -> Tensor:
+        """Append one token to each of several branches in one forward.
+
+        Args:
+            tokens: token id by branch id, n ≥ 1 of them.
+
+        Returns:
+            Logits, float32 ``[n, vocabulary]``, in the order of `tokens`.
+        """
+        state = self._states[sequence]
+        branches = [state.branches[b] for b in tokens]
+        slots = list(range(state.used, state.used + len(branches)))
+        state.used += len(branches)
+        mask = torch.zeros(len(branches), state.used, dtype=torch.bool)
+        for row, (branch, slot) in enumerate(zip(branches, slots, strict=True)):
+            branch.slots.append(slot)
+            mask[row, : branch.fork] = True
+            mask[row, branch.slots] = True
+        positions = [branch.length - 1 for branch in branches]
+        return self._forward(state.slab, list(tokens.values()), slots, positions, mask).logits
+
+    @torch.inference_mode()
+    def keep(self, sequence: int, branch: int) -> None:
+        """Make the branch's path the trunk and drop all branches; nothing is recomputed."""
+        state = self._states[sequence]
+        kept = state.branches[branch]
+        if kept.slots:
+            destination = torch.arange(kept.fork, kept.length)
+            state.slab.move(torch.tensor(kept.slots), destination)
+        state.length = state.used = kept.length
+        state.branches.clear()
+
+    def _run_trunk(
+        self, state: State, tokens: list[int], pad: int = 0, layers: int = 0, keep: int = 0
+    ) -> Output:
+        state.branches.clear()
+        start, count = state.length, len(tokens)
+        state.length = state.used = start + count
+        rows = count + pad
+        extent = state.slab.capacity if self.width else start + rows
+        columns = torch.arange(extent)
+        mask = columns[None, :] <= torch.arange(start, start + rows)[:, None]
+        slots = list(range(start, start + rows))
+        # Padding rows are computed and thrown away: their positions only have to exist.
+        positions = [min(p, self.positions - 1) for p in slots]
+        padded = tokens + [tokens[-1]] * pad
+        out = self._forward(state.slab, padded, slots, positions, mask, layers, keep)
+        if not pad:
+            return out
+        hidden = out.hidden[:, :count] if out.hidden is not None else None
+        return Output(out.logits[:count], hidden)
+
+    @torch.inference_mode()
+    def _forward(
+        self,
+        slab: Slab,
+        tokens: list[int],
+        slots: list[int],
+        positions: list[int],
+        mask: Tensor,
+        layers: int = 0,
+        keep: int = 0,
+    ) -> Output:
+        """One forward; `mask` is bool ``[tokens, extent]``, True where a token sees a slot."""
+        slab.slots = torch.tensor(slots, device=self.device)
+        slab.extent = mask.shape[1]
+        if self._additive:
+            low = torch.finfo(self.model.dtype).min
+            mask = torch.where(mask, 0.0, low).to(self.model.dtype)
+        options = {"logits_to_keep": keep} if self._keeps_logits else {}
+        out = self.model(
+            input_ids=torch.tensor([tokens], device=self.device),
+            attention_mask=mask[None, None].to(self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            past_key_values=slab,
+            use_cache=True,
+            output_hidden_states=layers > 0,
+            **options,
+        )
+        hidden = torch.stack([h[0] for h in out.hidden_states[-layers:]]) if layers else None
+        return Output(out.logits[0].float(), hidden)

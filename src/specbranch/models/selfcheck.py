@@ -1,0 +1,47 @@
+"""A short trial of forking and rewinding on the very model: wrong output is refused, not given."""
+
+from __future__ import annotations
+
+import torch
+
+from specbranch.errors import UnsupportedModelError
+from specbranch.models.runner import CausalRunner
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@torch.inference_mode()
+def check_runner(runner: CausalRunner, name: str) -> None:
+    """Run, fork, step, keep and rewind a few tokens; compare with a fresh forward over them.
+
+    Raises:
+        UnsupportedModelError: the model fails or its logits differ by more than its dtype's
+            tolerance (relative to the largest logit).
+    """
+    tokens = [3, 1, 4, 1, 5, 9, 2]
+    sequence = -1
+    runner.open(sequence, 16)
+    try:
+        runner.run(sequence, tokens[:4])
+        runner.rewind(sequence, 3)
+        ours, other = runner.fork(sequence, [3, 2])
+        runner.step(sequence, {other: 7, ours: tokens[3]})
+        runner.step(sequence, {ours: tokens[4], other: 8})
+        runner.keep(sequence, ours)
+        found = runner.run(sequence, tokens[5:]).logits
+        ids = torch.tensor([tokens], device=runner.device)
+        expected = runner.model(ids, use_cache=False).logits[0, 5:].float()
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"{name} cannot be run over a cache that forks: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no message'}"
+        ) from error
+    finally:
+        runner.close(sequence)
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    # A comparison that is false for NaN as well.
+    if not difference <= TOLERANCE.get(runner.model.dtype, 1e-3):
+        raise UnsupportedModelError(
+            f"{name} gives other logits over a cache that forks (relative difference "
+            f"{difference:.1e}): its attention does not follow masks and positions alone"
+        )

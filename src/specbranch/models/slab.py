@@ -1,0 +1,73 @@
+"""Key/value storage of one sequence: a slab of slots any of which a forward may write or see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class SlabLayer(CacheLayerMixin):
+    """One layer's keys and values, ``[1, heads, capacity, head_dim]``, allocated at first use."""
+
+    def __init__(self, slab: Slab) -> None:
+        super().__init__()
+        self.slab = slab
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        capacity = self.slab.capacity
+        self.keys = key_states.new_zeros((*key_states.shape[:2], capacity, key_states.shape[-1]))
+        self.values = value_states.new_zeros(
+            (*value_states.shape[:2], capacity, value_states.shape[-1])
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new tokens to the slab's current slots; return the slots up to its extent."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        slots = self.slab.slots.to(self.keys.device)
+        self.keys.index_copy_(2, slots, key_states)
+        self.values.index_copy_(2, slots, value_states)
+        extent = self.slab.extent
+        return self.keys[:, :, :extent], self.values[:, :, :extent]
+
+    def move(self, source: Tensor, destination: Tensor) -> None:
+        """Copy the slots `source` to the slots `destination`, both int64 ``[n]``."""
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            source, destination = source.to(self.keys.device), destination.to(self.keys.device)
+            self.keys.index_copy_(2, destination, self.keys.index_select(2, source))
+            self.values.index_copy_(2, destination, self.values.index_select(2, source))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slab.extent, 0
+
+    def get_seq_length(self) -> int:
+        return self.slab.extent
+
+    def get_max_length(self) -> int:
+        return self.slab.capacity
+
+
+class Slab(Cache):
+    """A `transformers` cache over slots. A forward writes `slots` and sees the first `extent`.
+
+    Which of them each new token really sees is the business of the attention mask.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.extent = 0
+        self.slots = torch.empty(0, dtype=torch.long)
+        super().__init__(layers=[SlabLayer(self) for _ in range(layers)])
+
+    def move(self, source: Tensor, destination: Tensor) -> None:
+        for layer in self.layers:
+            assert isinstance(layer, SlabLayer)
+            layer.move(source, destination)

@@ -1,0 +1,195 @@
+"""The draft lane's worker: drafts chains, and branches while the target verifies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from specbranch.branching import branch_count, candidates, confidence
+from specbranch.models.runner import CausalRunner
+from specbranch.sampling import DRAFT, Chooser, SamplingParams, make_chooser, warp
+from specbranch.workers.messages import Branch, Chain, Opening, Resolution
+
+
+@dataclass
+class Path:
+    """A path of the draft's tree as it grows: tokens and the logits after each that was run."""
+
+    id: int
+    tokens: list[int]
+    confidences: list[float] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+    log_q: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Text:
+    """A sequence as the draft knows it.
+
+    Attributes:
+        tokens: committed text and chain. The cache may lag behind them.
+        logits: raw logits ``[vocabulary]`` after the tokens of the given count, where known.
+        branches: the last branch stage's.
+    """
+
+    tokens: list[int]
+    params: SamplingParams
+    chooser: Chooser
+    processors: LogitsProcessorList
+    stop_ids: frozenset[int]
+    logits: dict[int, Tensor] = field(default_factory=dict)
+    branches: list[Path] = field(default_factory=list)
+
+    @property
+    def sends_log_q(self) -> bool:
+        return not self.params.greedy and self.params.acceptance == "rejection"
+
+
+class DraftWorker:
+    """Holds the draft, and a tree of what it drafted.
+
+    Args:
+        runner: the draft model.
+        vocabulary: the target's number of logits; the draft's are cut or padded to it.
+        branch_tokens: most tokens that the branches of one round hold together.
+    """
+
+    def __init__(self, runner: CausalRunner, vocabulary: int, branch_tokens: int = 256) -> None:
+        self._runner = runner
+        self._vocabulary = vocabulary
+        self._branch_tokens = branch_tokens
+        self._texts: dict[int, Text] = {}
+        self._drafted: dict[int, int] = {}
+
+    def open(self, sequence: int, opening: Opening) -> None:
+        """Read the prompt, all but its last token, into the cache."""
+        params = opening.params
+        self._runner.open(sequence, opening.capacity + self._branch_tokens)
+        self._texts[sequence] = Text(
+            list(opening.prompt),
+            params,
+            make_chooser(params),
+            params.processors(),
+            opening.stop_ids,
+        )
+        self._drafted[sequence] = 0
+        self._runner.prefill(sequence, opening.prompt[:-1])
+
+    def close(self, sequence: int) -> int:
+        """Forget the sequence; returns how many tokens were drafted for it."""
+        self._runner.close(sequence)
+        del self._texts[sequence]
+        return self._drafted.pop(sequence)
+
+    def draft(self, sequence: int, resolution: Resolution, gamma: int, epsilon: float) -> Chain:
+        """Draft stage: a chain of at most `gamma` tokens, cut before the first doubtful one.
+
+        Args:
+            epsilon: confidence below which a position is doubtful; 0 never cuts.
+        """
+        text = self._texts[sequence]
+        self._resolve(sequence, text, resolution)
+        start = len(text.tokens)
+        confidences: list[float] = []
+        log_q: list[Tensor] = []
+        for _ in range(gamma):
+            logits = self._next_logits(sequence, text)
+            value = confidence(logits)
+            if value < epsilon:
+                break
+            token, row = self._choose(text, logits, text.tokens)
+            confidences.append(value)
+            log_q.append(row)
+            text.tokens.append(token)
+            if token in text.stop_ids:
+                break
+        self._drafted[sequence] += len(confidences)
+        return Chain(text.tokens[start:], confidences, self._stacked(text, log_q))
+
+    def branch(
+        self, sequence: int, resolution: Resolution, gamma: int, k_max: int, epsilon: float
+    ) -> list[Branch]:
+        """Branch stage: candidates for the place after the chain, each continued.
+
+        All branches grow together, one batched forward a step, over the one cache of the text
+        they share. A branch stops growing at `gamma` tokens after its candidate, at the first
+        position whose confidence is below `epsilon`, or at a token that ends the text.
+        """
+        text = self._texts[sequence]
+        self._resolve(sequence, text, resolution)
+        logits = self._next_logits(sequence, text)
+        k = branch_count(confidence(logits), k_max)
+        log_q = warp(logits[None], [text.tokens], text.processors)[0]
+        scores = text.chooser.scores(log_q, len(text.tokens), DRAFT)
+        chosen = candidates(scores, k)
+        ids = self._runner.fork(sequence, [len(text.tokens)] * len(chosen))
+        text.branches = [Path(i, [token]) for i, token in zip(ids, chosen, strict=True)]
+        growing = [p for p in text.branches if p.tokens[0] not in text.stop_ids]
+        for _ in range(gamma):
+            if not growing:
+                break
+            rows = self._runner.step(sequence, {path.id: path.tokens[-1] for path in growing})
+            still = []
+            for path, raw in zip(growing, rows, strict=True):
+                after = self._fit(raw)
+                path.logits.append(after)
+                value = confidence(after)
+                if value < epsilon:
+                    continue
+                token, row = self._choose(text, after, text.tokens + path.tokens)
+                path.tokens.append(token)
+                path.confidences.append(value)
+                path.log_q.append(row)
+                if token not in text.stop_ids:
+                    still.append(path)
+            growing = still
+        self._drafted[sequence] += sum(len(path.tokens) for path in text.branches)
+        return [
+            Branch(
+                path.tokens[0],
+                Chain(path.tokens[1:], path.confidences, self._stacked(text, path.log_q)),
+            )
+            for path in text.branches
+        ]
+
+    def _resolve(self, sequence: int, text: Text, resolution: Resolution) -> None:
+        """Make the valid path the trunk: keep the survivor, rewind, append what was committed."""
+        if resolution.survivor is not None:
+            path = text.branches[resolution.survivor]
+            before = len(text.tokens)
+            self._runner.keep(sequence, path.id)
+            text.logits |= {before + 1 + i: logits for i, logits in enumerate(path.logits)}
+            text.tokens += path.tokens
+        text.branches = []
+        del text.tokens[resolution.length :]
+        self._runner.rewind(sequence, min(resolution.length, self._runner.length(sequence)))
+        text.logits = {n: row for n, row in text.logits.items() if n == resolution.length}
+        text.tokens += resolution.tokens
+
+    def _next_logits(self, sequence: int, text: Text) -> Tensor:
+        """Raw logits ``[vocabulary]`` after the last token; runs what the cache lacks."""
+        count = len(text.tokens)
+        if count not in text.logits:
+            covered = min(self._runner.length(sequence), count - 1)
+            self._runner.rewind(sequence, covered)
+            lacking = text.tokens[covered:]
+            text.logits[count] = self._fit(self._runner.run(sequence, lacking).logits[-1])
+        return text.logits[count]
+
+    def _choose(self, text: Text, logits: Tensor, context: list[int]) -> tuple[int, Tensor]:
+        log_q = warp(logits[None], [context], text.processors)[0]
+        return text.chooser.token(log_q, len(context), DRAFT), log_q
+
+    def _fit(self, logits: Tensor) -> Tensor:
+        """Pairs of one tokenizer may pad their vocabularies differently: use the target's size."""
+        lacking = self._vocabulary - logits.shape[-1]
+        if lacking > 0:
+            return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
+        return logits[: self._vocabulary]
+
+    @staticmethod
+    def _stacked(text: Text, rows: list[Tensor]) -> Tensor | None:
+        return torch.stack(rows) if rows and text.sends_log_q else None

@@ -1,0 +1,70 @@
+"""The target lane's worker: one forward a round, and the acceptance decision beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from specbranch.models.runner import CausalRunner
+from specbranch.sampling import Chooser, SamplingParams, make_chooser, warp
+from specbranch.verify import verify_matching, verify_rejection
+from specbranch.workers.messages import Opening, Verification
+
+
+@dataclass
+class Text:
+    """A sequence as the target knows it; the cache covers all but its last token."""
+
+    tokens: list[int]
+    params: SamplingParams
+    chooser: Chooser
+    processors: LogitsProcessorList
+
+
+class TargetWorker:
+    """Holds the target and the committed text; verifies chains.
+
+    Args:
+        runner: the target model.
+    """
+
+    def __init__(self, runner: CausalRunner) -> None:
+        self._runner = runner
+        self._texts: dict[int, Text] = {}
+
+    def open(self, sequence: int, opening: Opening) -> None:
+        """Read the prompt, all but its last token, into the cache."""
+        params = opening.params
+        self._runner.open(sequence, opening.capacity)
+        self._texts[sequence] = Text(
+            list(opening.prompt), params, make_chooser(params), params.processors()
+        )
+        self._runner.prefill(sequence, opening.prompt[:-1])
+
+    def close(self, sequence: int) -> None:
+        self._runner.close(sequence)
+        del self._texts[sequence]
+
+    def verify(self, sequence: int, chain: list[int], log_q: Tensor | None = None) -> Verification:
+        """One forward over the last committed token and the chain; commits what it decides.
+
+        Args:
+            chain: draft tokens that continue the committed text; empty for plain decoding.
+            log_q: the draft's log-probabilities ``[n, vocabulary]`` for the rejection rule.
+        """
+        text = self._texts[sequence]
+        logits = self._runner.run(sequence, [text.tokens[-1], *chain]).logits
+        position = len(text.tokens)
+        contexts = [text.tokens + chain[:i] for i in range(len(chain) + 1)]
+        log_p = warp(logits, contexts, text.processors)
+        if text.params.greedy or text.params.acceptance == "coupled" or not chain:
+            accepted, token = verify_matching(chain, log_p, text.chooser, position)
+        else:
+            assert log_q is not None
+            log_q = log_q.to(log_p.device)
+            accepted, token = verify_rejection(chain, log_p, log_q, text.chooser, position)
+        text.tokens += [*chain[:accepted], token]
+        self._runner.rewind(sequence, len(text.tokens) - 1)
+        return Verification(accepted, token)
