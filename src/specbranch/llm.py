@@ -32,6 +32,15 @@ FIXED_WIDTH = 16  # holds a chain of 15 tokens; forwards of up to 16 cost little
 Prompt = str | ListLike[int]
 
 
+def _check_method(method: str | None, has_draft: bool) -> None:
+    if method is None:
+        return
+    if method not in DECODERS:
+        raise InputError(f"unknown method '{method}': use {', '.join(DECODERS)}")
+    if not has_draft and method != "autoregressive":
+        raise InputError(f"the method '{method}' needs a draft model: give one")
+
+
 @dataclass(frozen=True)
 class Piece:
     """Some streamed text; ``print(piece, end="")`` prints it.
@@ -124,6 +133,7 @@ class LLM:
         max_model_len: int | None = None,
     ) -> None:
         options = DecodingOptions(gamma, epsilon, k_max)
+        _check_method(method, draft is not None)
         loaded = load(target, dtype, target_device or device, sharded)
         drafting = load(draft, dtype, draft_device or device) if draft is not None else None
         if drafting:
@@ -163,7 +173,8 @@ class LLM:
     ) -> None:
         self.target, self.draft, self.options = target, draft, options
         self.tokenizer = target.tokenizer
-        self.method = self._checked(method or ("specbranch" if draft else "autoregressive"))
+        self.method = method or ("specbranch" if draft else "autoregressive")
+        _check_method(self.method, draft is not None)
         if width is not None and width < 1:
             raise InputError(f"width must be 1 or more, or None, not {width!r}")
         self.width = width
@@ -323,19 +334,12 @@ class LLM:
             return set()
         return set(eos) if isinstance(eos, list) else {eos}
 
-    def _checked(self, method: str) -> str:
-        if method not in DECODERS:
-            raise InputError(f"unknown method '{method}': use {', '.join(DECODERS)}")
-        if self.draft is None and method != "autoregressive":
-            raise InputError(f"the method '{method}' needs a draft model: give one")
-        return method
-
     def _rounds(self, request: Request, method: str | None) -> Iterator[Round]:
-        """The decoder's rounds, timed and counted; closes the sequence however it ends."""
-        name = self._checked(method) if method is not None else self.method
-        return self._decode(request, name)
+        _check_method(method, self.draft is not None)
+        return self._decode(request, method or self.method)
 
     def _decode(self, request: Request, method: str) -> Iterator[Round]:
+        """The decoder's rounds, timed and counted; closes the sequence however it ends."""
         sequence = request.sequence
         lanes = self._lanes if method != "autoregressive" else Lanes(self._lanes.target)
         capacity = len(sequence.prompt) + sequence.max_tokens

@@ -39,7 +39,7 @@ class Round:
     """One target verification and the drafting that went with it.
 
     Attributes:
-        drafted: tokens drafted serially before it (a draft stage), 0 if none was needed.
+        draft_stage: whether the target waited for a serial draft before it.
         chain: tokens verified.
         branches: candidates prepared meanwhile.
         accepted: how many of the chain the target accepted.
@@ -51,7 +51,7 @@ class Round:
         seconds: wall-clock time of the round.
     """
 
-    drafted: int = 0
+    draft_stage: bool = False
     chain: int = 0
     branches: int = 0
     accepted: int = 0
@@ -91,7 +91,7 @@ class Metrics:
         """Count one more round; its time is not part of `seconds`, which the caller measures."""
         self.committed += len(done.tokens)
         self.target_calls += 1
-        self.draft_stages += done.drafted > 0
+        self.draft_stages += done.draft_stage
         self.hits += done.outcome == "hit"
         self.misses += done.outcome == "miss"
         self.rollbacks += done.outcome == "rollback"

@@ -21,19 +21,19 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
     resolution = Resolution(sequence.length)
     chain: Chain | None = None
     while not sequence.finished:
-        drafted = 0
-        if chain is None:  # draft stage
+        draft_stage = chain is None
+        if chain is None:
             gamma = min(options.gamma, sequence.remaining - 1)
             chain = lanes.draft.submit(
                 "draft", sequence.id, resolution, gamma, options.epsilon
             ).result()
-            drafted = len(chain.tokens)
-            resolution = Resolution(sequence.length + drafted)
+            resolution = Resolution(sequence.length + len(chain.tokens))
 
         # Branch stage: both lanes at once. Branches serve only if text follows the branch point.
         after_branch_point = sequence.remaining - len(chain.tokens) - 1
+        ends = bool(chain.tokens) and chain.tokens[-1] in sequence.stop_ids
         branching = None
-        if after_branch_point > 0:
+        if after_branch_point > 0 and not ends:
             gamma = min(options.gamma, after_branch_point - 1)
             branching = lanes.draft.submit(
                 "branch", sequence.id, resolution, gamma, options.k_max, options.epsilon
@@ -51,7 +51,7 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         before = sequence.length
         committed = sequence.commit(tokens, origins)
         done = Round(
-            drafted=drafted,
+            draft_stage=draft_stage,
             chain=len(chain.tokens),
             branches=len(branches),
             accepted=accepted,

@@ -28,7 +28,7 @@ def speculative(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> I
         committed = sequence.commit(tokens, origins)
         used = min(accepted, committed)
         yield Round(
-            drafted=drafted,
+            draft_stage=True,
             chain=drafted,
             accepted=accepted,
             outcome="rollback" if accepted < drafted else "end",

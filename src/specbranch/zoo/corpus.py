@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from specbranch.errors import InputError
+from specbranch.prompts import math_prompt, read_jsonl
 
 DOMAINS = ("code", "math", "news", "encyclopedia")
 END_OF_TEXT = "<|endoftext|>"
@@ -24,17 +23,10 @@ CODE_BYTES = 24_000_000
 HELD_OUT = 50  # one document in this many is never trained on
 
 
-def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines file."""
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
 def math_text(row: dict[str, str]) -> str:
     """A GSM8K row as the text the pair is trained and prompted with, calculator marks removed."""
     answer = re.sub(r"<<[^>]*>>", "", row["answer"]).strip()
-    return f"Question: {row['question'].strip()}\nAnswer: {answer}"
+    return f"{math_prompt(row['question'])} {answer}"
 
 
 def _python_sources() -> list[str]:

@@ -1,0 +1,7 @@
+"""``python -m specbranch``."""
+
+import sys
+
+from specbranch.cli import main
+
+sys.exit(main())

@@ -1,0 +1,5 @@
+"""The command line: ``specbranch generate``, ``specbranch info``."""
+
+from specbranch.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,150 @@
+"""``specbranch generate``: continue prompts, streamed, coloured by where each token came from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from specbranch.cli.pair import load_llm, sampling_params
+from specbranch.errors import InputError
+from specbranch.llm import LLM, Request, RequestOutput
+from specbranch.metrics import Metrics
+from specbranch.prompts import read_prompts
+from specbranch.sampling import SamplingParams
+from specbranch.sequence import Origin
+
+STYLES = {Origin.CHAIN: "green", Origin.BRANCH: "cyan", Origin.TARGET: "yellow"}
+MEANINGS = {
+    Origin.CHAIN: "accepted from the chain",
+    Origin.BRANCH: "survivor of a branch",
+    Origin.TARGET: "the target's own",
+}
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be 1 or more, not {options.limit}")
+    if options.file is not None:
+        return read_prompts(options.file, options.limit)
+    if options.prompt is None and sys.stdin.isatty():
+        raise InputError("no prompt: give it as an argument, with --file, or on standard input")
+    if options.prompt in (None, "-"):
+        return [sys.stdin.read().removesuffix("\n")]
+    return [options.prompt]
+
+
+def _summary(metrics: Metrics) -> str:
+    return (
+        f"{metrics.committed} tokens in {metrics.seconds:.2f} s · "
+        f"{metrics.tokens_per_second:.1f} tokens/s · M {metrics.mean_accepted_length:.2f} · "
+        f"RB {metrics.rollback_rate:.2f} · {metrics.target_calls} target calls"
+    )
+
+
+def _as_json(output: RequestOutput, method: str) -> dict[str, Any]:
+    completion = output.outputs[0]
+    return {
+        "prompt": output.prompt,
+        "prompt_token_ids": output.prompt_token_ids,
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "origins": completion.origins,
+        "finish_reason": completion.finish_reason,
+        "method": method,
+        "seed": output.params.seed,
+        "metrics": output.metrics.as_dict(),
+        "rounds": [asdict(done) for done in output.rounds],
+    }
+
+
+def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> Request:
+    """Print the prompt and the text as it comes; returns the finished or interrupted request."""
+    colored = console.color_system is not None
+    request = llm.request(prompt, params)
+    console.print(Text(prompt, style="dim"), end="", soft_wrap=True)
+    try:
+        for piece in llm.stream_request(request):
+            console.print(Text(piece.text, style=STYLES[piece.origin]), end="", soft_wrap=True)
+            console.file.flush()
+    finally:
+        console.print()
+        console.print(Text(_summary(request.metrics), style="bold"))
+    if colored:
+        legend = [Text(MEANINGS[o], style=STYLES[o]) for o in Origin]
+        console.print(Text(" · ").join(legend))
+    return request
+
+
+def _compare(
+    llm: LLM, prompts: list[str], params: SamplingParams, as_json: bool, console: Console
+) -> int:
+    """Every prompt by plain decoding and by the method in turn; 1 if any token differs."""
+    plain = llm.plain()
+    sums = {"plain": Metrics(), "method": Metrics()}
+    identical, tokens = 0, 0
+    hidden = as_json or len(prompts) == 1
+    for prompt in tqdm(prompts, desc="prompts", disable=hidden, file=sys.stderr):
+        ours = llm.generate(prompt, params)[0]
+        # The drawn seed, so that sampling is compared on the same noise.
+        reference = llm.generate(prompt, ours.params, method="autoregressive")[0]
+        timed = plain.generate(prompt, ours.params)[0] if llm.width else reference
+        same = ours.outputs[0].token_ids == reference.outputs[0].token_ids
+        identical += same
+        tokens += len(reference.outputs[0].token_ids)
+        sums["plain"] += timed.metrics
+        sums["method"] += ours.metrics
+        if as_json:
+            print(json.dumps(_as_json(ours, llm.method) | {"identical": same}), flush=True)
+        elif len(prompts) == 1:
+            console.print(Text(prompt + ours.outputs[0].text), soft_wrap=True)
+    if as_json:
+        return int(identical < len(prompts))
+    table = Table(title=f"{len(prompts)} prompts, {tokens} tokens")
+    for heading in ("method", "tokens/s", "speed-up", "M", "RB", "target calls"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for name, metrics in (("autoregressive", sums["plain"]), (llm.method, sums["method"])):
+        table.add_row(
+            name,
+            f"{metrics.tokens_per_second:.1f}",
+            f"{metrics.tokens_per_second / sums['plain'].tokens_per_second:.2f}",
+            f"{metrics.mean_accepted_length:.2f}",
+            f"{metrics.rollback_rate:.2f}",
+            str(metrics.target_calls),
+        )
+    console.print(table)
+    verdict = f"token-identical to plain decoding: {identical} of {len(prompts)} prompts"
+    console.print(Text(verdict, style="green" if identical == len(prompts) else "bold red"))
+    return int(identical < len(prompts))
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """Load the pair, continue each prompt, and say how it went."""
+    params = sampling_params(options)
+    prompts = _prompts(options)
+    if options.compare and not params.greedy and params.acceptance == "rejection":
+        raise InputError(
+            "--compare needs --acceptance coupled: rejection sampling equals plain decoding in "
+            "distribution, not token by token"
+        )
+    llm = load_llm(options)
+    console = Console(color_system=None if options.no_color else "auto", highlight=False)
+    if options.compare:
+        return _compare(llm, prompts, params, options.json, console)
+    total = Metrics()
+    for prompt in prompts:
+        if options.json:
+            output = llm.generate(prompt, params)[0]
+            print(json.dumps(_as_json(output, llm.method)), flush=True)
+        else:
+            total += _stream(llm, prompt, params, console).metrics
+    if len(prompts) > 1 and not options.json:
+        console.print(Text(f"all {len(prompts)} prompts: {_summary(total)}", style="bold"))
+    return 0

@@ -1,0 +1,117 @@
+"""Parsing of the command line, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from specbranch import __version__
+from specbranch.errors import SpecBranchError
+
+
+def _add_pair(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the pair")
+    add = group.add_argument
+    add("--target", default="target", help="bundled name, folder or hub name (default: bundled)")
+    add("--draft", default="draft", help="likewise; 'draft-weak' is bundled too, 'none' for none")
+    add("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+    add("--target-device", help="device of the target alone")
+    add("--draft-device", help="device of the draft alone")
+    add("--sharded", action="store_true", help="spread the target over all GPUs")
+    add(
+        "--width",
+        type=int,
+        default=16,
+        help="tokens of every target forward, so that all methods are bit-exact (default 16); "
+        "0 runs natural widths",
+    )
+    add("--max-model-len", type=int, help="most tokens of a text, prompt included")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    add = group.add_argument
+    add("--max-tokens", type=int, default=128)
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    add("--top-k", type=int, default=0)
+    add("--top-p", type=float, default=1.0)
+    add("--min-p", type=float, default=0.0)
+    add("--repetition-penalty", type=float, default=1.0)
+    add("--seed", type=int)
+    add("--stop", action="append", default=[], help="string that ends the text (repeatable)")
+    add("--ignore-eos", action="store_true", help="go on after the end-of-text token")
+    add(
+        "--acceptance",
+        default="coupled",
+        help="rule for sampled drafts: coupled (same seed, same text with any method) or rejection",
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding")
+    add = group.add_argument
+    add("--method", help="specbranch (default), speculative, autoregressive")
+    add("--gamma", type=int, help="most tokens drafted ahead in a round")
+    add("--epsilon", type=float, help="draft confidence below which a position is uncertain")
+    add("--k-max", type=int, help="most branches at a branch point")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="specbranch",
+        description="Lossless speculative decoding with rollback-aware branch parallelism.",
+    )
+    parser.add_argument("--version", action="version", version=f"specbranch {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="continue a prompt, streaming the text")
+    source = generate.add_mutually_exclusive_group()
+    source.add_argument("prompt", nargs="?", help="the text to continue; '-' reads standard input")
+    source.add_argument(
+        "--file", type=Path, help="read the prompt from a file; a .jsonl has one a row"
+    )
+    generate.add_argument("--limit", type=int, help="only the first N prompts of the file")
+    generate.add_argument("--json", action="store_true", help="one JSON object a prompt, no text")
+    generate.add_argument("--no-color", action="store_true", help="plain text on any terminal")
+    generate.add_argument(
+        "--compare",
+        action="store_true",
+        help="run plain decoding too, check that the tokens are the same, print both in a table",
+    )
+    _add_method(generate)
+    _add_pair(generate)
+    _add_sampling(generate)
+
+    info = commands.add_parser("info", help="show the pair, its vocabularies, devices, versions")
+    _add_pair(info)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (2: bad input, 1: a check failed)."""
+    options = build_parser().parse_args(arguments)
+    try:
+        # Imported here: torch takes seconds to load, and --help should not.
+        if options.command == "generate":
+            from specbranch.cli.generate import run_generate
+
+            return run_generate(options)
+        from specbranch.cli.info import run_info
+
+        return run_info(options)
+    except SpecBranchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader went away (`| head`): nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (MemoryError, OSError) as error:
+        print(f"error: {error or 'out of memory'}", file=sys.stderr)
+        return 2

@@ -1,0 +1,83 @@
+"""Prompts from files: plain text, or JSON lines in the shapes that public suites use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from specbranch.errors import InputError
+
+
+def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no JSON object.
+    """
+    for number, line in enumerate(_read(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{file}, line {number}: no JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{file}, line {number}: not a JSON object")
+        yield row
+
+
+def math_prompt(question: str) -> str:
+    """A GSM8K question in the form the bundled pair is trained on."""
+    return f"Question: {question.strip()}\nAnswer:"
+
+
+def row_prompt(row: dict[str, Any]) -> str | None:
+    """The prompt of a row: HumanEval's `prompt`, GSM8K's `question`, Spec-Bench's first turn."""
+    if "prompt" in row:
+        return str(row["prompt"])
+    if "question" in row:
+        return math_prompt(row["question"])
+    if row.get("turns"):
+        return str(row["turns"][0])
+    return None
+
+
+def read_prompts(file: Path, limit: int | None = None) -> list[str]:
+    """The prompts of a file: one a row of ``*.jsonl``, else the text as one, less its last
+    line's end.
+
+    Args:
+        limit: only the first so many.
+
+    Raises:
+        InputError: the file cannot be read, is empty, or has a row without a prompt.
+    """
+    if file.suffix != ".jsonl":
+        text = _read(file).removesuffix("\n")
+        if not text:
+            raise InputError(f"{file} is empty: give some text to continue")
+        return [text]
+    prompts = []
+    for number, row in enumerate(read_jsonl(file), start=1):
+        if limit is not None and number > limit:
+            break
+        prompt = row_prompt(row)
+        if prompt is None:
+            raise InputError(
+                f"{file}, row {number}: no prompt; a row needs 'prompt', 'question' or 'turns'"
+            )
+        prompts.append(prompt)
+    if not prompts:
+        raise InputError(f"{file} has no rows")
+    return prompts
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} is not UTF-8 text") from None

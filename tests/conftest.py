@@ -1,0 +1,17 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """A tiny Llama with its tokenizer on disk, as `load` reads it: the test may damage it."""
+    folder = tmp_path / "model"
+    save_pair_half(folder, tiny_model("llama"), tiny_tokenizer())
+    return folder

@@ -1,0 +1,151 @@
+"""Models without a network: next-token logits looked up by the tokens before them.
+
+They implement `CausalRunner`'s interface, so that the decoders and workers can be tested over many
+texts, and exhaustively over a small vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from specbranch.decoders import DECODERS, DecodingOptions, Lanes
+from specbranch.lanes.inline import InlineLane
+from specbranch.metrics import Metrics, Round
+from specbranch.models.runner import Output
+from specbranch.sampling import SamplingParams
+from specbranch.sequence import Sequence as Text
+from specbranch.workers.draft import DraftWorker
+from specbranch.workers.messages import Opening
+from specbranch.workers.target import TargetWorker
+
+Table = Callable[[tuple[int, ...]], Tensor]
+
+
+def random_table(seed: int, vocabulary: int, scale: float = 2.0, memory: int = 3) -> Table:
+    """Random logits that depend on the last `memory` tokens and on the parity of the length."""
+
+    @cache
+    def row(key: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((seed, key)) % 2**31)
+        return scale * torch.randn(vocabulary, generator=generator)
+
+    return lambda context: row((len(context) % 2, *context[-memory:]))
+
+
+def imitation(table: Table, seed: int, vocabulary: int, noise: float) -> Table:
+    """A draft that follows `table` up to noise: 0 is the same model, 10 a useless one."""
+    other = random_table(seed, vocabulary, scale=1.0)
+    return lambda context: table(context) + noise * other(context)
+
+
+@dataclass
+class State:
+    trunk: list[int] = field(default_factory=list)
+    branches: dict[int, list[int]] = field(default_factory=dict)
+    next_branch: int = 0
+
+
+class TableRunner:
+    """`CausalRunner` over a table; counts the forwards and refuses what the real one refuses."""
+
+    def __init__(self, table: Table, capacity: int = 10_000) -> None:
+        self._table = table
+        self._states: dict[int, State] = {}
+        self.positions = capacity
+        self.forwards = 0
+
+    def open(self, sequence: int, capacity: int) -> None:
+        self._states[sequence] = State()
+
+    def close(self, sequence: int) -> None:
+        del self._states[sequence]
+
+    def length(self, sequence: int) -> int:
+        return len(self._states[sequence].trunk)
+
+    def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
+        self._states[sequence].trunk += tokens
+
+    def run(self, sequence: int, tokens: Sequence[int], layers: int = 0) -> Output:
+        assert tokens
+        self.forwards += 1
+        state = self._states[sequence]
+        state.branches.clear()
+        rows = []
+        for token in tokens:
+            state.trunk.append(token)
+            rows.append(self._table(tuple(state.trunk)))
+        return Output(torch.stack(rows))
+
+    def rewind(self, sequence: int, length: int) -> None:
+        state = self._states[sequence]
+        assert 0 <= length <= len(state.trunk)
+        del state.trunk[length:]
+        state.branches.clear()
+
+    def fork(self, sequence: int, positions: Sequence[int], branch: int | None = None) -> list[int]:
+        state = self._states[sequence]
+        path = state.trunk if branch is None else state.branches[branch]
+        forked = []
+        for position in positions:
+            assert 0 <= position <= len(path)
+            state.branches[state.next_branch] = path[:position]
+            forked.append(state.next_branch)
+            state.next_branch += 1
+        return forked
+
+    def step(self, sequence: int, tokens: Mapping[int, int]) -> Tensor:
+        self.forwards += 1
+        branches = self._states[sequence].branches
+        for branch, token in tokens.items():
+            branches[branch].append(token)
+        return torch.stack([self._table(tuple(branches[b])) for b in tokens])
+
+    def keep(self, sequence: int, branch: int) -> None:
+        state = self._states[sequence]
+        state.trunk = state.branches[branch]
+        state.branches = {}
+
+
+@dataclass
+class Decoded:
+    """A finished generation over tables."""
+
+    text: Text
+    rounds: list[Round]
+    metrics: Metrics
+    drafted: int
+
+
+def decode(
+    method: str,
+    target: Table,
+    draft: Table,
+    vocabulary: int,
+    params: SamplingParams,
+    options: DecodingOptions | None = None,
+    prompt: Sequence[int] = (0,),
+    stop_ids: frozenset[int] = frozenset(),
+    ends_text: Callable[[list[int]], bool] = lambda tokens: False,
+) -> Decoded:
+    """Run one decoding method over inline lanes; the draft lane's own count of tokens comes back."""
+    options = options or DecodingOptions()
+    lanes = Lanes(
+        InlineLane(TargetWorker(TableRunner(target))),  # type: ignore[arg-type]
+        InlineLane(DraftWorker(TableRunner(draft), vocabulary)),  # type: ignore[arg-type]
+    )
+    assert lanes.draft is not None
+    text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
+    opening = Opening(list(prompt), params, len(prompt) + params.max_tokens, stop_ids)
+    for lane in lanes.all():
+        lane.submit("open", text.id, opening).result()
+    rounds = list(DECODERS[method](text, lanes, options))
+    metrics = Metrics()
+    for done in rounds:
+        metrics.add(done)
+    return Decoded(text, rounds, metrics, lanes.draft.submit("close", text.id).result())

@@ -1,0 +1,124 @@
+"""The public API on the bundled pair."""
+
+import pytest
+
+from specbranch import LLM, SamplingParams
+from specbranch.decoders import DECODERS
+from specbranch.errors import InputError
+
+PROMPTS = ["def quicksort(xs):", "Question: A robe takes 2 bolts.\nAnswer:", "The city of "]
+SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
+
+
+@pytest.fixture(scope="module", params=["draft", "draft-weak"])
+def llm(request):
+    with LLM(draft=request.param) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("method", SPECULATIVE)
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_tokens=40),
+        SamplingParams(max_tokens=40, temperature=1.0, seed=3),
+        SamplingParams(max_tokens=40, temperature=0.7, top_p=0.9, seed=4),
+        SamplingParams(max_tokens=40, repetition_penalty=1.3),
+    ],
+)
+def test_text_is_that_of_plain_decoding(llm, method, params):
+    plain = llm.generate(PROMPTS, params, method="autoregressive")
+    ours = llm.generate(PROMPTS, params, method=method)
+    for a, b in zip(plain, ours, strict=True):
+        assert a.outputs[0].token_ids == b.outputs[0].token_ids
+        assert a.outputs[0].text == b.outputs[0].text
+        assert b.metrics.target_calls <= a.metrics.target_calls
+        assert b.metrics.fates.total >= b.metrics.fates.accepted > 0
+
+
+@pytest.mark.parametrize("method", SPECULATIVE)
+def test_bfloat16_is_bit_exact_at_fixed_width(method):
+    """In bfloat16 the text of methods that round differently parts within a few tokens."""
+    with LLM(dtype="bfloat16") as llm:
+        params = SamplingParams(max_tokens=48)
+        plain = llm.generate(PROMPTS[:2], params, method="autoregressive")
+        ours = llm.generate(PROMPTS[:2], params, method=method)
+        assert [o.outputs[0].token_ids for o in plain] == [o.outputs[0].token_ids for o in ours]
+
+
+def test_stream_gives_the_text_of_generate(llm):
+    params = SamplingParams(max_tokens=50, stop=["\n\n"])
+    output = llm.generate(PROMPTS[0], params)[0].outputs[0]
+    pieces = list(llm.stream(PROMPTS[0], params))
+    assert "".join(map(str, pieces)) == output.text
+    assert "\n\n" not in output.text
+    assert {piece.origin for piece in pieces} <= set(output.origins)
+
+
+def test_token_ids_as_prompt(llm):
+    ids = llm.tokenizer(PROMPTS[0])["input_ids"]
+    params = SamplingParams(max_tokens=10)
+    by_ids, by_text = (llm.generate(p, params)[0] for p in (ids, PROMPTS[0]))
+    assert by_ids.outputs[0].token_ids == by_text.outputs[0].token_ids
+    assert by_ids.prompt_token_ids == ids
+
+
+def test_the_context_limit_ends_the_text():
+    with LLM(max_model_len=24) as llm:
+        ids = llm.tokenizer("def quicksort(xs):")["input_ids"]
+        for method in DECODERS:
+            output = llm.generate(
+                ids, SamplingParams(max_tokens=100, ignore_eos=True), method=method
+            )[0]
+            assert len(ids) + len(output.outputs[0].token_ids) == 24
+            assert output.outputs[0].finish_reason == "length"
+        with pytest.raises(InputError, match="prompt has 24 tokens and the context holds 24"):
+            llm.generate([ids[:1] * 24])
+
+
+def test_a_text_as_long_as_the_model_allows():
+    """Drafts, branches and padding reach past the last position without touching it."""
+    with LLM() as llm:
+        ids = [0] + llm.tokenizer("word")["input_ids"][1:2] * (llm.max_model_len - 13)
+        params = SamplingParams(max_tokens=100, ignore_eos=True)
+        texts = [llm.generate(ids, params, method=m)[0].outputs[0].token_ids for m in DECODERS]
+        assert len(texts[0]) == 12
+        assert texts[1:] == texts[:1] * (len(texts) - 1)
+
+
+def test_a_closed_generator_frees_its_sequence(llm):
+    stream = llm.stream(PROMPTS[0], SamplingParams(max_tokens=100))
+    next(stream)
+    stream.close()
+    first = llm.generate(PROMPTS[0], SamplingParams(max_tokens=5))
+    assert len(first[0].outputs[0].token_ids) == 5
+    assert llm._lanes.target._worker._texts == {}
+    assert llm._lanes.draft._worker._texts == {}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "complaint"),
+    [
+        ("", "the prompt is empty"),
+        ([[]], "the prompt has no tokens"),
+        ([[0, 99999]], "token ids must be between 0 and 4095"),
+        ("word " * 3000, "the context holds 1024"),
+    ],
+)
+def test_bad_prompts(llm, prompt, complaint):
+    with pytest.raises(InputError, match=complaint) as caught:
+        llm.generate(prompt)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_methods_and_widths():
+    with pytest.raises(InputError, match="unknown method 'psychic': use autoregressive,"):
+        LLM(method="psychic")
+    with pytest.raises(InputError, match="'speculative' needs a draft"):
+        LLM(draft=None, method="speculative")
+    with pytest.raises(InputError, match="width must be 1 or more"):
+        LLM(width=0)
+    with pytest.raises(InputError, match="max_model_len must be between 2 and 1024"):
+        LLM(max_model_len=5000)
+    with pytest.raises(InputError, match="unknown dtype 'int3': use auto, float32"):
+        LLM(dtype="int3")

@@ -1,0 +1,100 @@
+"""Every decoding method gives plain decoding's very tokens (greedy and coupled sampling)."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specbranch.decoders import DECODERS, DecodingOptions
+from specbranch.sampling import SamplingParams
+from tests.tables import decode, imitation, random_table
+
+VOCABULARY = 11
+SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
+
+options = st.builds(
+    DecodingOptions,
+    gamma=st.integers(1, 12),
+    epsilon=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]),
+    k_max=st.integers(1, 8),
+)
+params = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.5, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 4]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    max_tokens=st.integers(1, 40),
+    seed=st.integers(0, 2**40),
+)
+
+
+@pytest.mark.parametrize("method", SPECULATIVE)
+@given(
+    seed=st.integers(0, 10_000),
+    noise=st.sampled_from([0.0, 0.5, 2.0, 50.0]),
+    params=params,
+    options=options,
+    stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=1),
+    prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_tokens_are_those_of_plain_decoding(method, seed, noise, params, options, stop, prompt):
+    target = random_table(seed, VOCABULARY)
+    draft = imitation(target, seed + 1, VOCABULARY, noise)
+    arguments = (target, draft, VOCABULARY, params, options, prompt, stop)
+    plain, ours = (decode(m, *arguments) for m in ("autoregressive", method))
+    assert ours.text.tokens == plain.text.tokens
+    assert ours.text.finish_reason == plain.text.finish_reason
+    assert [t for done in ours.rounds for t in done.tokens] == plain.text.tokens
+
+
+@pytest.mark.parametrize("method", SPECULATIVE)
+@given(
+    seed=st.integers(0, 10_000),
+    noise=st.sampled_from([0.0, 0.5, 2.0, 50.0]),
+    params=params,
+    acceptance=st.sampled_from(["coupled", "rejection"]),
+    options=options,
+    stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=2),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_every_drafted_token_has_one_fate(method, seed, noise, params, acceptance, options, stop):
+    target = random_table(seed, VOCABULARY)
+    draft = imitation(target, seed + 1, VOCABULARY, noise)
+    params = replace(params, acceptance=acceptance)
+    done = decode(method, target, draft, VOCABULARY, params, options, stop_ids=stop)
+    assert done.metrics.fates.total == done.drafted
+    assert min(vars(done.metrics.fates).values()) >= 0
+    own = sum(origin == "target" for origin in done.text.origins)
+    assert done.metrics.fates.accepted + own == len(done.text.tokens) == done.metrics.committed
+
+
+@pytest.mark.parametrize("method", SPECULATIVE)
+def test_a_draft_equal_to_the_target_is_always_accepted(method):
+    target = random_table(3, VOCABULARY)
+    params = SamplingParams(max_tokens=60, temperature=1.0, seed=4)
+    options = DecodingOptions(gamma=4, epsilon=0.0)
+    done = decode(method, target, target, VOCABULARY, params, options)
+    assert done.metrics.rollback_rate == 0
+    # Five tokens a call: four drafted and the target's own, or the surviving candidate.
+    assert done.metrics.mean_accepted_length == pytest.approx(5, abs=0.5)
+
+
+def test_another_seed_gives_another_text():
+    target = random_table(5, VOCABULARY)
+    texts = {
+        tuple(
+            decode(
+                "specbranch",
+                target,
+                target,
+                VOCABULARY,
+                SamplingParams(temperature=1.0, seed=seed, max_tokens=20),
+            ).text.tokens
+        )
+        for seed in range(10)
+    }
+    assert len(texts) == 10

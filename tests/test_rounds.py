@@ -1,0 +1,161 @@
+"""What one round commits and counts, on rounds computed by hand; and where a text ends."""
+
+import pytest
+import torch
+
+from specbranch.decoders import DecodingOptions
+from specbranch.metrics import Fates, Metrics, Round
+from specbranch.sampling import SamplingParams
+from specbranch.sequence import FinishReason, Origin, Sequence
+from tests.tables import Table, decode
+
+VOCABULARY = 10
+
+
+def story(words: dict[tuple[int, ...], list[float]]) -> Table:
+    """A table from the text so far to the logits after it; what is not told is token 9."""
+
+    def row(context):
+        told = words.get(context)
+        if told is None:
+            return torch.nn.functional.one_hot(torch.tensor(9), VOCABULARY) * 20.0
+        return torch.tensor(told)
+
+    return row
+
+
+def after(*tokens: int, sure: float = 20.0) -> list[float]:
+    """Logits that rank `tokens` best first; `sure` is the lead of the first over the second."""
+    logits = [0.0] * VOCABULARY
+    for place, token in enumerate(reversed(tokens), start=1):
+        logits[token] = 10.0 + place * 0.01
+    logits[tokens[0]] += sure
+    return logits
+
+
+def text(*tokens: int) -> dict[tuple[int, ...], list[float]]:
+    """A model that writes `tokens` after the prompt (0,)."""
+    path = (0, *tokens)
+    return {path[:i]: after(path[i]) for i in range(1, len(path))}
+
+
+def run(method, target, draft, max_tokens, gamma=3, k_max=2, epsilon=0.3, **more):
+    options = DecodingOptions(gamma, epsilon, k_max)
+    params = SamplingParams(max_tokens=max_tokens)
+    return decode(method, story(target), story(draft), VOCABULARY, params, options, **more)
+
+
+def test_speculative_rollback_and_bonus():
+    done = run("speculative", text(1, 2, 3, 4, 5, 6, 7, 8), text(1, 2, 9), 7)
+    first, second = done.rounds[:2]
+    # Drafted 1 2 9, the target writes 1 2 3: two accepted, one rolled back, its own 3 committed.
+    assert first.tokens == [1, 2, 3]
+    assert first.origins == [Origin.CHAIN, Origin.CHAIN, Origin.TARGET]
+    assert first.outcome == "rollback"
+    assert first.fates == Fates(accepted=2, rolled_back=1)
+    # The draft knows no more: 9 9 9 is rolled back whole.
+    assert second.fates == Fates(rolled_back=3)
+    # The last round may draft nothing: one token is left, and the target gives it.
+    assert done.text.tokens == [1, 2, 3, 4, 5, 6, 7]
+    assert done.rounds[-1].fates == Fates()
+    assert done.text.finish_reason == FinishReason.LENGTH
+
+
+def test_specbranch_survivor_continues_without_a_draft_stage():
+    target = text(1, 2, 3, 4, 5, 6, 7, 8)
+    draft = text(1, 2) | {
+        # After 1 2 the draft hesitates between 8 and 3: the branch point. It knows how 3 goes on.
+        (0, 1, 2): after(8, 3, sure=0.0),
+        (0, 1, 2, 3): after(4),
+        (0, 1, 2, 3, 4): after(5),
+        (0, 1, 2, 3, 4, 5): after(6),
+    }
+    done = run("specbranch", target, draft, 8, gamma=3, k_max=5, epsilon=0.9)
+    first, second = done.rounds[:2]
+    assert first.draft_stage
+    assert (first.chain, first.branches) == (2, 2)
+    assert first.tokens == [1, 2, 3]
+    assert first.origins == [Origin.CHAIN, Origin.CHAIN, Origin.BRANCH]
+    assert first.outcome == "hit"
+    # Branch 8 went on with 9 9 9: four tokens of hedge. Branch 3 holds 4 5 6 for the next round.
+    assert first.fates == Fates(accepted=3, hedged=4)
+    assert not second.draft_stage
+    assert second.chain == 3
+    assert second.tokens[:3] == [4, 5, 6]
+    assert second.fates.accepted == 3
+
+
+def test_specbranch_miss_and_rollback_lose_the_likeliest_branch():
+    target = text(1, 2, 3, 4, 5)
+    draft = text(1) | {(0, 1): after(7, 8, sure=0.0), (0, 1, 2): after(6)}
+    done = run("specbranch", target, draft, 5, gamma=2, k_max=5, epsilon=0.9)
+    first, second = done.rounds[:2]
+    assert first.outcome == "miss"
+    assert first.tokens == [1, 2]
+    assert first.origins[-1] == Origin.TARGET
+    # Branches 7 and 8, each with 9 after it (two would not fit): the first was the main path.
+    assert first.fates.accepted == 1
+    assert first.fates.rolled_back == first.fates.hedged > 0
+    assert second.outcome == "rollback"
+    assert second.accepted == 0
+    assert second.tokens == [3]
+    assert second.fates.accepted == 0
+    assert second.fates.rolled_back >= 2
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "speculative", "specbranch"])
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_nothing_after_the_stop_leaks_out(method, stop):
+    """The stop falls on every place of a chain and of a branch; drafts run past it."""
+    story_of_both = text(1, 2, 3, 4, 5, 6, 7, 8)
+    for ends in ({"stop_ids": frozenset({stop})}, {"ends_text": lambda t: t[-1] == stop}):
+        for epsilon in (0.0, 1.0):
+            done = run(method, story_of_both, story_of_both, 20, epsilon=epsilon, **ends)
+            assert done.text.tokens == list(range(1, stop + 1))
+            assert done.text.finish_reason == FinishReason.STOP
+            assert [t for r in done.rounds for t in r.tokens] == done.text.tokens
+            assert done.metrics.fates.total == done.drafted
+
+
+@pytest.mark.parametrize("method", ["speculative", "specbranch"])
+def test_the_draft_stops_at_the_end_of_text(method):
+    both = text(1, 2, 8)
+    done = run(method, both, both, 20, gamma=8, stop_ids=frozenset({8}))
+    assert done.text.tokens == [1, 2, 8]
+    assert done.drafted == done.metrics.fates.accepted == 3
+
+
+def test_commit_stops_inside_the_tokens_it_is_given():
+    sequence = Sequence(1, [0], max_tokens=3)
+    origins = [Origin.CHAIN] * 5
+    assert sequence.commit([4, 5, 6, 7, 8], origins) == 3
+    assert sequence.tokens == [4, 5, 6]
+    assert sequence.finish_reason == FinishReason.LENGTH
+    assert (sequence.length, sequence.remaining) == (4, 0)
+
+
+def test_metrics_of_hand_made_rounds():
+    metrics = Metrics()
+    metrics.add(
+        Round(
+            draft_stage=True,
+            chain=4,
+            accepted=2,
+            outcome="rollback",
+            tokens=[1, 2, 3],
+            fates=Fates(accepted=2, rolled_back=5, hedged=7),
+        )
+    )
+    metrics.add(
+        Round(chain=1, outcome="hit", tokens=[4, 5], fates=Fates(accepted=2, pruned=1, in_flight=3))
+    )
+    metrics.seconds = 0.5
+    assert metrics.mean_accepted_length == 2.5
+    assert metrics.rollback_rate == 0.5
+    assert metrics.tokens_per_second == 10
+    assert metrics.fates.total == 20
+    assert (metrics.draft_stages, metrics.hits, metrics.rollbacks) == (1, 1, 1)
+    doubled = metrics + metrics
+    assert doubled.mean_accepted_length == 2.5
+    assert doubled.fates == Fates(8, 10, 2, 14, 6)
+    assert Metrics().rollback_rate == Metrics().mean_accepted_length == 0

@@ -1,0 +1,400 @@
+"""Whatever path the tokens took into the cache, they are worth what a fresh forward says."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specbranch.models.runner import CausalRunner
+from specbranch.models.slab import SlabLayer
+from tests.tiny import ARCHITECTURES, VOCABULARY, tiny_model
+
+TOLERANCE = 1e-4  # of float32 logits, relative to the largest
+CAPACITY = 64
+LONGEST = 19  # more than twice the width, so that runs are split
+WIDTH = 8
+ACTIONS = 18  # per example
+TOKENS = st.integers(0, VOCABULARY - 1)
+
+
+@torch.inference_mode()
+def fresh(model: PreTrainedModel, path: Sequence[int]) -> Tensor:
+    """Logits ``[len(path), vocabulary]`` of one forward that knows no cache."""
+    logits: Tensor = model(torch.tensor([path]), use_cache=False).logits[0].float()
+    return logits
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    assert found.dtype == torch.float32
+    assert found.shape == expected.shape
+    difference = (found - expected).abs().max().item()
+    assert difference <= TOLERANCE * expected.abs().max().item()
+
+
+def some_tokens(count: int, seed: int = 0) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens: list[int] = torch.randint(VOCABULARY, (count,), generator=generator).tolist()
+    return tokens
+
+
+class Tree:
+    """A runner beside the plain lists of tokens that its trunk and branches should stand for."""
+
+    def __init__(self, model: PreTrainedModel, width: int | None) -> None:
+        self.model = model
+        self.runner = CausalRunner(model, width)
+        self.runner.open(0, CAPACITY)
+        self.trunk: list[int] = []
+        self.branches: dict[int, list[int]] = {}
+        self.used = 0
+
+    def act(self, data: st.DataObject) -> None:
+        """Do what may be done now: any order of calls can come up, steps of branches often."""
+        possible = []
+        if self.branches and self.used + len(self.branches) <= CAPACITY:
+            possible += [self.step] * 4 + [self.keep]
+        if len(self.branches) <= 3:
+            possible += [self.fork]
+        if len(self.trunk) + LONGEST <= CAPACITY:
+            possible += [self.run]
+        possible += [self.rewind]
+        data.draw(st.sampled_from(possible))(data)
+        assert self.runner.length(0) == len(self.trunk)
+
+    def settle(self, trunk: list[int]) -> None:
+        self.trunk, self.branches, self.used = trunk, {}, len(trunk)
+
+    def prefill(self, data: st.DataObject) -> None:
+        tokens = data.draw(st.lists(TOKENS, max_size=LONGEST))
+        self.runner.prefill(0, tokens)
+        self.settle(self.trunk + tokens)
+
+    def run(self, data: st.DataObject) -> None:
+        tokens = data.draw(st.lists(TOKENS, min_size=1, max_size=LONGEST))
+        found = self.runner.run(0, tokens).logits
+        self.settle(self.trunk + tokens)
+        assert_close(found, fresh(self.model, self.trunk)[-len(tokens) :])
+
+    def rewind(self, data: st.DataObject) -> None:
+        length = data.draw(st.integers(max(0, len(self.trunk) - LONGEST), len(self.trunk)))
+        self.runner.rewind(0, length)
+        self.settle(self.trunk[:length])
+
+    def fork(self, data: st.DataObject) -> None:
+        branch = data.draw(st.sampled_from([None, *self.branches]))
+        path = self.trunk if branch is None else self.branches[branch]
+        positions = data.draw(st.lists(st.integers(0, len(path)), min_size=1, max_size=3))
+        ids = self.runner.fork(0, positions, branch)
+        assert not set(ids) & set(self.branches)
+        self.branches |= {i: path[:position] for i, position in zip(ids, positions, strict=True)}
+
+    def step(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, len(self.branches)))
+        chosen = data.draw(st.permutations([*self.branches]))[-count:]
+        tokens = {branch: data.draw(TOKENS) for branch in chosen}
+        found = self.runner.step(0, tokens)
+        self.used += len(tokens)
+        for branch, token in tokens.items():
+            self.branches[branch] = [*self.branches[branch], token]
+        expected = [fresh(self.model, self.branches[branch])[-1] for branch in tokens]
+        assert_close(found, torch.stack(expected))
+
+    def keep(self, data: st.DataObject) -> None:
+        branch = data.draw(st.sampled_from([*self.branches]))
+        self.runner.keep(0, branch)
+        self.settle(self.branches[branch])
+
+
+@functools.cache
+def model_of(
+    architecture: str, attention: str = "sdpa", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    return tiny_model(architecture, attn_implementation=attention, dtype=dtype)
+
+
+@pytest.mark.parametrize(("width", "attention"), [(None, "sdpa"), (WIDTH, "sdpa"), (None, "eager")])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_path_gives_the_logits_of_a_fresh_forward(
+    architecture: str, width: int | None, attention: str, data: st.DataObject
+) -> None:
+    tree = Tree(model_of(architecture, attention), width)
+    tree.prefill(data)
+    for _ in range(ACTIONS):
+        tree.act(data)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_fixed_width_reaches_the_last_position(architecture: str, attention: str) -> None:
+    """Padding must not ask for positions, or slots, that the model does not have."""
+    positions = 24
+    model = tiny_model(
+        architecture, attn_implementation=attention, max_position_embeddings=positions
+    )
+    runner = CausalRunner(model, WIDTH)
+    runner.open(0, positions)
+    tokens = some_tokens(positions)
+    found = [runner.run(0, tokens[:19]).logits, *(runner.run(0, [t]).logits for t in tokens[19:])]
+    assert_close(torch.cat(found), fresh(model, tokens))
+
+
+def test_prefill_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specbranch.models.runner.PREFILL_CHUNK", 4)
+    model, tokens = model_of("llama"), some_tokens(20)
+    for width in (None, WIDTH):
+        runner = CausalRunner(model, width)
+        runner.open(0, 20)
+        runner.prefill(0, tokens[:6])
+        runner.prefill(0, tokens[6:15])
+        assert_close(runner.run(0, tokens[15:]).logits, fresh(model, tokens)[15:])
+
+
+def test_sequences_do_not_disturb_each_other() -> None:
+    model = model_of("llama")
+    runner = CausalRunner(model)
+    ours, theirs = some_tokens(12, 1), some_tokens(12, 2)
+    runner.open(0, 16)
+    runner.open(1, 16)
+    runner.run(0, ours[:5])
+    runner.run(1, theirs[:7])
+    [fork] = runner.fork(1, [4])
+    runner.run(0, ours[5:8])
+    stepped = runner.step(1, {fork: 9})
+    runner.close(1)
+    assert_close(runner.run(0, ours[8:]).logits, fresh(model, ours)[8:])
+    assert_close(stepped, fresh(model, [*theirs[:4], 9])[-1:])
+
+
+@pytest.mark.parametrize("width", [None, WIDTH])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_hidden_states_are_those_of_the_last_layers(architecture: str, width: int | None) -> None:
+    model = model_of(architecture)
+    tokens = some_tokens(LONGEST)
+    with torch.inference_mode():
+        states = model(
+            torch.tensor([tokens]), use_cache=False, output_hidden_states=True
+        ).hidden_states
+    runner = CausalRunner(model, width)
+    runner.open(0, LONGEST)
+    assert runner.run(0, tokens[:2]).hidden is None
+    for layers in (1, 2, len(states)):
+        runner.rewind(0, 2)
+        hidden = runner.run(0, tokens[2:], layers).hidden
+        assert hidden is not None
+        expected = torch.stack([state[0, 2:] for state in states[-layers:]])
+        assert_close(hidden, expected)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A target forward as a decoder asks for it: tokens of the text, then tokens it rejects."""
+
+    kept: int
+    rejected: int = 0
+
+
+TEXT = some_tokens(40)
+PROMPT = 5
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def read(
+    model: PreTrainedModel, width: int | None, rounds: Iterable[Verified]
+) -> tuple[Tensor, Tensor]:
+    """Logits and last hidden states of `TEXT` after its prompt, run in these rounds.
+
+    Once the rounds are over, the rest of the text follows in one run.
+    """
+    runner = CausalRunner(model, width)
+    runner.open(0, len(TEXT) + 2 * WIDTH)
+    runner.prefill(0, TEXT[:PROMPT])
+    at = PROMPT
+    logits, hidden = [], []
+    for verified in rounds:
+        new = TEXT[at : at + verified.kept]
+        # What is rejected differs from the text, so that traces of it in the cache would show.
+        wrong = [(token + 1) % VOCABULARY for token in reversed(TEXT)][: verified.rejected]
+        out = runner.run(0, new + wrong, layers=1)
+        at += len(new)
+        runner.rewind(0, at)
+        assert out.hidden is not None
+        assert (out.logits.dtype, out.hidden.dtype) == (torch.float32, model.dtype)
+        logits.append(out.logits[: len(new)])
+        hidden.append(out.hidden[0, : len(new)])
+        if at == len(TEXT):
+            break
+    else:
+        return read(model, width, [*rounds, Verified(len(TEXT) - at)])
+    return torch.cat(logits), torch.cat(hidden)
+
+
+def same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> bool:
+    return torch.equal(ours[0], theirs[0]) and torch.equal(ours[1], theirs[1])
+
+
+@functools.cache
+def one_at_a_time(
+    architecture: str, dtype: torch.dtype, width: int | None
+) -> tuple[Tensor, Tensor]:
+    return read(model_of(architecture, dtype=dtype), width, [Verified(1)] * len(TEXT))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    rounds=st.lists(
+        st.builds(Verified, st.integers(1, 2 * WIDTH), st.integers(0, 2 * WIDTH)), max_size=20
+    )
+)
+@example(rounds=[Verified(WIDTH)] * 5)
+@example(rounds=[Verified(1, WIDTH - 1)] * 35)
+def test_fixed_width_is_bit_exact(
+    architecture: str, dtype: torch.dtype, rounds: list[Verified]
+) -> None:
+    """However the text is cut into runs, and whatever was rejected in between."""
+    chunked = read(model_of(architecture, dtype=dtype), WIDTH, rounds)
+    assert same(chunked, one_at_a_time(architecture, dtype, WIDTH))
+
+
+def test_natural_widths_round_differently() -> None:
+    """The comparison above can fail: without the fixed width it does, or there is no need of it."""
+    chunks = [Verified(WIDTH)] * 5
+    different = [
+        not same(
+            read(model_of(architecture, dtype=dtype), None, chunks),
+            one_at_a_time(architecture, dtype, None),
+        )
+        for architecture in ("llama", "gpt2")
+        for dtype in DTYPES
+    ]
+    assert any(different)
+
+
+def layers_of(runner: CausalRunner, sequence: int = 0) -> list[SlabLayer]:
+    layers: list[SlabLayer] = runner._states[sequence].slab.layers
+    assert all(isinstance(layer, SlabLayer) for layer in layers)
+    return layers
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_branches_share_the_prefix(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of k branches is one row of k tokens; it writes k slots and copies none."""
+    runner = CausalRunner(model_of("llama", attention))
+    runner.open(0, 64)
+    runner.run(0, some_tokens(30))
+    state, layers = runner._states[0], layers_of(runner)
+    before = [(layer.keys.data_ptr(), layer.keys.clone()) for layer in layers]
+    shapes: list[torch.Size] = []
+    seen: list[tuple[int, torch.Size]] = []
+    update = SlabLayer.update
+
+    def spy(layer: SlabLayer, keys: Tensor, values: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        shapes.append(keys.shape)
+        visible = update(layer, keys, values, *args)
+        seen.extend((x.data_ptr(), x.shape) for x in visible)
+        return visible
+
+    monkeypatch.setattr(SlabLayer, "update", spy)
+    branches = runner.fork(0, [30, 30, 30, 21, 4])
+    assert not shapes
+    assert state.used == 30
+    for steps in (1, 2):
+        shapes.clear()
+        seen.clear()
+        runner.step(0, dict.fromkeys(branches, 7))
+        used = 30 + 5 * steps
+        assert state.used == used
+        assert shapes == [torch.Size([1, 2, 5, 8])] * len(layers)
+        held = [x.data_ptr() for layer in layers for x in (layer.keys, layer.values)]
+        assert seen == [(pointer, torch.Size([1, 2, used, 8])) for pointer in held]
+    for layer, (pointer, keys) in zip(layers, before, strict=True):
+        assert layer.keys.data_ptr() == pointer
+        written = (layer.keys != keys).any(-1).any(1)[0].nonzero().flatten().tolist()
+        assert written == list(range(30, 40))
+
+
+@pytest.fixture
+def forked() -> tuple[CausalRunner, int]:
+    """A trunk of 6 tokens, and a branch that leaves it after 4 and has 2 of its own."""
+    runner = CausalRunner(model_of("llama"))
+    runner.open(0, 32)
+    runner.run(0, some_tokens(6))
+    [branch] = runner.fork(0, [4])
+    runner.step(0, {branch: 1})
+    runner.step(0, {branch: 2})
+    return runner, branch
+
+
+@pytest.mark.parametrize("length", [-1, 7])
+def test_rewind_out_of_range(forked: tuple[CausalRunner, int], length: int) -> None:
+    runner, branch = forked
+    with pytest.raises(ValueError, match=f"cannot rewind to {length}: the trunk has 6 tokens"):
+        runner.rewind(0, length)
+    runner.step(0, {branch: 3})
+    assert runner.length(0) == 6
+
+
+@pytest.mark.parametrize("position", [-1, 7])
+def test_fork_out_of_range(forked: tuple[CausalRunner, int], position: int) -> None:
+    runner, branch = forked
+    with pytest.raises(ValueError, match=f"cannot fork at {position}: the path has 6 tokens"):
+        runner.fork(0, [2, position])
+    with pytest.raises(ValueError, match=f"cannot fork at {position}: the path has 6 tokens"):
+        runner.fork(0, [position], branch)
+
+
+@pytest.mark.parametrize("end", ["run", "rewind", "keep"])
+def test_branches_end_with_the_trunk_they_left(forked: tuple[CausalRunner, int], end: str) -> None:
+    """A branch whose slots were given away must not be stepped into them."""
+    runner, branch = forked
+    {
+        "run": lambda: runner.run(0, [5]),
+        "rewind": lambda: runner.rewind(0, 6),
+        "keep": lambda: runner.keep(0, branch),
+    }[end]()
+    for use in (
+        lambda: runner.step(0, {branch: 3}),
+        lambda: runner.fork(0, [1], branch),
+        lambda: runner.keep(0, branch),
+    ):
+        with pytest.raises(KeyError):
+            use()
+
+
+def test_closing_frees_the_cache(forked: tuple[CausalRunner, int]) -> None:
+    runner, _ = forked
+    runner.open(1, 32)
+    runner.run(1, some_tokens(3))
+    tensors = [weakref.ref(x) for layer in layers_of(runner) for x in (layer.keys, layer.values)]
+    runner.close(0)
+    gc.collect()
+    assert len(tensors) == 4
+    assert not any(tensor() is not None for tensor in tensors)
+    with pytest.raises(KeyError):
+        runner.run(0, [1])
+    assert runner.length(1) == 3
+
+
+def test_a_reopened_sequence_starts_empty(forked: tuple[CausalRunner, int]) -> None:
+    runner, branch = forked
+    runner.close(0)
+    runner.open(0, 32)
+    assert runner.length(0) == 0
+    with pytest.raises(KeyError):
+        runner.step(0, {branch: 3})
+    tokens = some_tokens(5, 3)
+    assert_close(runner.run(0, tokens).logits, fresh(runner.model, tokens))
