@@ -20,9 +20,9 @@ from specbranch.metrics import Metrics
 from specbranch.prompts import read_prompts
 
 METHODS = {
-    "SpS, γ = 4": ("speculative", {"gamma": 4}),
-    "SpS, γ = 8": ("speculative", {"gamma": 8}),
-    "SpecBranch, γ = 8": ("specbranch", {"gamma": 8}),
+    "SpS, γ = 4": ("speculative", 4),
+    "SpS, γ = 8": ("speculative", 8),
+    "SpecBranch, γ = 8": ("specbranch", 8),
 }
 DRAFTS = ("draft", "draft-weak")
 MOST_PROMPT_TOKENS = 512
@@ -48,8 +48,8 @@ def measure(files: list[Path], count: int, max_tokens: int) -> tuple[Figures, in
     }
     compared = differing = 0
     for draft in DRAFTS:
-        for label, (method, options) in METHODS.items():
-            with LLM(draft=draft, method=method, **options) as llm:
+        for label, (method, gamma) in METHODS.items():
+            with LLM(draft=draft, method=method, gamma=gamma) as llm:
                 for suite, ids in prompts.items():
                     total = Metrics()
                     rows = zip(ids, texts[suite], strict=True)

@@ -133,11 +133,11 @@ def decode(
     stop_ids: frozenset[int] = frozenset(),
     ends_text: Callable[[list[int]], bool] = lambda tokens: False,
 ) -> Decoded:
-    """Run one decoding method over inline lanes; the draft lane's own count of tokens comes back."""
+    """Run one decoding method over inline lanes; the draft lane gives its own count of tokens."""
     options = options or DecodingOptions()
     lanes = Lanes(
         InlineLane(TargetWorker(TableRunner(target))),  # type: ignore[arg-type]
-        InlineLane(DraftWorker(TableRunner(draft), vocabulary)),  # type: ignore[arg-type]
+        InlineLane(DraftWorker(TableRunner(draft), vocabulary, vocabulary)),  # type: ignore[arg-type]
     )
     assert lanes.draft is not None
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)

@@ -90,6 +90,7 @@ def test_branch_count_follows_the_paper(value, k_max, k):
 def test_candidates_and_survivor():
     assert candidates(torch.tensor([0.1, 3.0, -1.0, 2.0]), 3) == [1, 3, 0]
     assert candidates(torch.tensor([0.1, 3.0]), 5) == [1, 0]
+    assert candidates(torch.tensor([-math.inf, 3.0, -math.inf]), 3) == [1]
     assert survivor([4, 7, 1], 7) == 1
     assert survivor([4, 7, 1], 2) is None
     assert confidence(torch.tensor([0.0, math.log(3.0)])) == pytest.approx(0.75)

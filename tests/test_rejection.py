@@ -16,8 +16,8 @@ from tests.tables import decode, imitation, random_table
 class Enumerator:
     """A source of randomness that walks through every way the draws can fall.
 
-    Each run follows the choices recorded in `path` and takes the first option after them; `next_run`
-    moves to the next combination, as an odometer does.
+    Each run follows the choices recorded in `path` and takes the first option after them;
+    `next_run` moves to the next combination, as an odometer does.
     """
 
     def __init__(self):

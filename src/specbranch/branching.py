@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -35,9 +36,10 @@ def candidates(scores: Tensor, k: int) -> list[int]:
 
     Scores are log q, or for `coupled` sampling log q plus the noise that the target will choose
     by. Either way the set is fixed before the target's token is known, which makes the selection
-    of a survivor lossless.
+    of a survivor lossless. Tokens that the sampling parameters forbid (score −∞) are no candidates.
     """
-    return scores.topk(min(k, scores.shape[-1])).indices.tolist()
+    best = scores.topk(min(k, scores.shape[-1]))
+    return best.indices[best.values > -torch.inf].tolist()
 
 
 def survivor(branch_tokens: Sequence[int], token: int) -> int | None:

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from transformers import (
+    EosTokenCriteria,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -85,6 +86,11 @@ def generate(
     stopping criteria see ids as in ``target.generate``, padding included; processors are also
     called on drafted text that is never committed, so they must not keep a state.
 
+    *What does not get here.* `transformers` (5.23) keeps its own arguments ``assistant_model``,
+    ``streamer`` and ``tokenizer`` from a custom loop. Pass ``draft_model=`` and
+    ``token_streamer=`` instead of the first two, and in place of ``stop_strings=``, which need the
+    third, ``stopping_criteria=[StopStringCriteria(tokenizer, [...])]``.
+
     Args:
         model: the target.
         input_ids: int64 ``[batch, n]``, padded on the left where the attention mask is 0.
@@ -98,9 +104,8 @@ def generate(
         k_max: most branches at a branch point.
         width: tokens of every target forward; None runs them as they come.
         token_streamer: given the prompt ``[1, n]`` and each new token ``[1]``; for one text only.
-        assistant_model: another name of `draft_model`. `transformers` (5.23) keeps its argument of
-            this name from custom decoding loops; it works where a loop is given it.
-        streamer: likewise of `token_streamer`, for a caller that puts the prompt itself.
+        assistant_model: another name of `draft_model`, for a caller that does hand it on.
+        streamer: likewise of `token_streamer`, for a caller that has put the prompt itself.
         model_kwargs: what ``generate`` prepared for the target's forward.
 
     Returns:
@@ -114,46 +119,49 @@ def generate(
     """
     options = DecodingOptions(gamma, epsilon, k_max)
     draft = draft_model if draft_model is not None else assistant_model
-    _check_request(generation_config, logits_processor, model_kwargs)
     _check_method(method, draft)
+    runner = _runner(model, "the target", width)
+    drafting = None
+    if draft is not None and method != "autoregressive":
+        drafting = _runner(draft, "the draft")
+    _check_request(generation_config, logits_processor, model_kwargs)
+    longest = stopping_criteria.max_length or generation_config.max_length
+    _check_length(longest, runner, drafting)
     rows = _rows(input_ids, model_kwargs)
     output = token_streamer if token_streamer is not None else streamer
     if output is not None and len(rows) > 1:
         raise InputError(f"a streamer takes one text, not {len(rows)}: generate them one by one")
-    runner = _runner(model, "the target", width)
-    drafting = _runner(draft, "the draft") if draft and method != "autoregressive" else None
-    longest = stopping_criteria.max_length or generation_config.max_length
-    _check_length(longest, runner, drafting)
+    pad = None
+    if any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria):
+        pad = generation_config._pad_token_tensor
+        if pad is None and len(rows) > 1:
+            raise InputError("the texts of a batch may end at different places: set pad_token_id")
 
     lanes = _lanes(runner, drafting, options)
     loop = _Loop(lanes, method, options, logits_processor, stopping_criteria, longest)
+    seeds: list[int | None] = [None] * len(rows)
+    if generation_config.do_sample:
+        seeds = torch.randint(2**63 - 1, (len(rows),)).tolist()
     if token_streamer is not None:
         token_streamer.put(input_ids.cpu())
-    sampled = bool(generation_config.do_sample)
-    seeds = torch.randint(2**63 - 1, (len(rows),)).tolist() if sampled else [None] * len(rows)
-    texts = []
+    texts: list[list[int]] = []
     for row, seed in zip(rows, seeds, strict=True):
-        tokens: list[int] = []
+        texts.append([])
         for token in loop.run(row, seed):
-            tokens.append(token)
+            texts[-1].append(token)
             if output is not None:
                 output.put(torch.tensor([token]))
-        texts.append(tokens)
     if output is not None:
         output.end()
 
     length = max(map(len, texts))
-    pad = None
-    if any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria):
-        pad = generation_config._pad_token_tensor
     for i, text in enumerate(texts):
-        if len(text) < length:
-            # Without a token that ends a text, `transformers` goes on with all until all are done.
-            texts[i] = (
-                list(loop.run(rows[i], seeds[i], exactly=length))
-                if pad is None
-                else text + [int(pad)] * (length - len(text))
-            )
+        if len(text) == length:
+            continue
+        if pad is not None:
+            text += [int(pad)] * (length - len(text))
+        else:  # `transformers` then goes on with every text until all are done
+            texts[i] = list(loop.run(rows[i], seeds[i], exactly=length))
     generated = torch.tensor(texts, dtype=input_ids.dtype, device=input_ids.device)
     sequences = torch.cat([input_ids, generated], dim=1)
     if generation_config.return_dict_in_generate:
@@ -181,7 +189,7 @@ class _Row:
         return torch.cat([self.ids, tokens.to(self.ids)], dim=1)
 
 
-class _AsInBatch(LogitsProcessor):  # type: ignore[misc]
+class _AsInBatch(LogitsProcessor):
     """The caller's processors, shown one row of the batch as if the whole batch were there.
 
     Some count positions from the padded beginning, some have one setting for each row.
@@ -228,11 +236,10 @@ class _Loop:
             ids = row.with_generated(torch.tensor([tokens]))
             return exactly is None and bool(torch.as_tensor(self.criteria(ids, None)).all())
 
-        # A maximum below the prompt's length still means one token, as in `transformers`.
+        # A maximum not above the prompt's length still means one token, as in `transformers`.
         room = exactly or max(1, self.longest - row.ids.shape[1])
-        # The criteria end the text at these tokens; they are named only to spare the draft work.
-        stop_ids = frozenset() if exactly else self._stop_ids()
-        sequence = Sequence(row.index, row.prompt, room, ends_text=ended)
+        stop_ids = self._stop_ids()
+        sequence = Sequence(row.index, row.prompt, room, stop_ids, ended)
         params = self._params(row, seed)
         opening = Opening(row.prompt, params, len(row.prompt) + room, stop_ids)
         for lane in self.lanes.all():
@@ -241,6 +248,8 @@ class _Loop:
         for _ in DECODERS[self.method](sequence, self.lanes, self.options):
             yield from sequence.tokens[given:]
             given = len(sequence.tokens)
+        if sequence.tokens[-1] in stop_ids:
+            ended(sequence.tokens)  # the one token that the other criteria have not seen
         for lane in self.lanes.all():
             lane.submit("close", sequence.id).result()
 
@@ -250,12 +259,9 @@ class _Loop:
         return SamplingParams(temperature=temperature, seed=seed, extra_processors=extra)
 
     def _stop_ids(self) -> frozenset[int]:
-        found: set[int] = set()
-        for criterion in self.criteria:
-            ids = getattr(criterion, "eos_token_id", None)
-            if ids is not None:
-                found.update(torch.as_tensor(ids).flatten().tolist())
-        return frozenset(found)
+        # No subclass: it may have its own idea of when these tokens end a text.
+        known = [c for c in self.criteria if type(c) is EosTokenCriteria]
+        return frozenset(token for c in known for token in c.eos_token_id.tolist())
 
 
 def _rows(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[_Row]:
@@ -268,7 +274,9 @@ def _rows(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[_Row]:
         )
     positions = model_kwargs.get("position_ids")
     counted = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    if positions is not None and not torch.equal(positions.expand_as(counted), counted):
+    if positions is not None and not (
+        positions.dim() == 2 and torch.equal(positions.expand_as(counted), counted)
+    ):
         raise InputError("specbranch counts positions itself: leave out position_ids=")
     batch = input_ids.shape[0]
     return [
@@ -281,8 +289,8 @@ def _lanes(runner: CausalRunner, drafting: CausalRunner | None, options: Decodin
     target = InlineLane(TargetWorker(runner))
     if drafting is None:
         return Lanes(target)
-    vocabulary = runner.model.config.get_text_config().vocab_size
-    return Lanes(target, InlineLane(DraftWorker(drafting, vocabulary, options.branch_tokens)))
+    worker = DraftWorker(drafting, runner.vocabulary, drafting.vocabulary, options.branch_tokens)
+    return Lanes(target, InlineLane(worker))
 
 
 def _runner(model: PreTrainedModel, name: str, width: int | None = None) -> CausalRunner:
@@ -309,7 +317,7 @@ def _check_method(method: str, draft: object) -> None:
             "no draft model: pass it as draft_model= (transformers does not hand assistant_model= "
             "on to custom_generate)"
         )
-    if not isinstance(draft, PreTrainedModel):
+    if not isinstance(draft, torch.nn.Module):
         raise InputError(f"draft_model must be a loaded model, not a {type(draft).__name__}")
 
 

@@ -186,8 +186,10 @@ class LLM:
             draft_runner = CausalRunner(draft.model)
             check_runner(draft_runner, draft.name)
             limits.append(draft_runner.positions)
-            vocabulary = target.model.config.get_text_config().vocab_size
-            drafting = InlineLane(DraftWorker(draft_runner, vocabulary, options.branch_tokens))
+            worker = DraftWorker(
+                draft_runner, runner.vocabulary, draft_runner.vocabulary, options.branch_tokens
+            )
+            drafting = InlineLane(worker)
         if max_model_len is not None:
             if not 2 <= max_model_len <= min(limits):
                 raise InputError(
@@ -296,7 +298,7 @@ class LLM:
             text, ids = prompt, self.tokenizer(prompt)["input_ids"]
         else:
             text, ids = "", list(prompt)
-        vocabulary = self.target.model.config.get_text_config().vocab_size
+        vocabulary: int = self.target.model.config.get_text_config().vocab_size
         if not ids:
             raise InputError("the prompt has no tokens: give some text to continue")
         if not all(0 <= token < vocabulary for token in ids):

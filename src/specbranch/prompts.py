@@ -45,8 +45,7 @@ def row_prompt(row: dict[str, Any]) -> str | None:
 
 
 def read_prompts(file: Path, limit: int | None = None) -> list[str]:
-    """The prompts of a file: one a row of ``*.jsonl``, else the text as one, less its last
-    line's end.
+    """The prompts of a file: one a row of ``*.jsonl``, else the text without its last line's end.
 
     Args:
         limit: only the first so many.

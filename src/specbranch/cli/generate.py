@@ -65,19 +65,25 @@ def _as_json(output: RequestOutput, method: str) -> dict[str, Any]:
     }
 
 
+def _emit(console: Console, text: str, style: str) -> None:
+    """Print text as it is, coloured where there is colour; rich would expand the tabs of a pipe."""
+    if console.color_system is None:
+        console.file.write(text)
+    else:
+        console.print(Text(text, style=style), end="", soft_wrap=True)
+    console.file.flush()
+
+
 def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> Request:
     """Print the prompt and the text as it comes; returns the finished or interrupted request."""
-    colored = console.color_system is not None
     request = llm.request(prompt, params)
-    console.print(Text(prompt, style="dim"), end="", soft_wrap=True)
+    _emit(console, prompt, "dim")
     try:
         for piece in llm.stream_request(request):
-            console.print(Text(piece.text, style=STYLES[piece.origin]), end="", soft_wrap=True)
-            console.file.flush()
+            _emit(console, piece.text, STYLES[piece.origin])
     finally:
-        console.print()
-        console.print(Text(_summary(request.metrics), style="bold"))
-    if colored:
+        _emit(console, f"\n{_summary(request.metrics)}\n", "bold")
+    if console.color_system is not None:
         legend = [Text(MEANINGS[o], style=STYLES[o]) for o in Origin]
         console.print(Text(" · ").join(legend))
     return request

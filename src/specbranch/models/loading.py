@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from specbranch.errors import InputError, UnsupportedModelError
+from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
 from specbranch.hardware import has_native_bfloat16
 from specbranch.zoo import BUNDLED
 
@@ -55,6 +55,10 @@ def pick_device(device: str) -> torch.device:
     count = torch.cuda.device_count()
     if picked.type == "cuda" and (picked.index or 0) >= count:
         raise InputError(f"device '{device}' is not here: this machine has {count} CUDA device(s)")
+    try:
+        torch.zeros(1, device=picked).item()
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device '{device}' cannot compute here: use auto or cpu") from None
     return picked
 
 
@@ -144,37 +148,68 @@ def load(name: str, dtype: str = "auto", device: str = "auto", sharded: bool = F
     placed = pick_device(device)
     try:
         with _quiet(name):
-            config = AutoConfig.from_pretrained(where)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
             check_cache(config, name)
+            # Attention is `sdpa`, or `eager` where an architecture has nothing else.
             model, report = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=pick_dtype(dtype, config, placed),
-                attn_implementation="sdpa",
                 device_map="auto" if sharded else None,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise InputError(_why(name, where, error)) from None
-    if lacking := sorted(report["missing_keys"]):
-        raise InputError(
-            f"the weights of {name} are incomplete: {len(lacking)} tensors are missing, "
-            f"{lacking[0]} first"
-        )
+            lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+            if lacking:
+                raise InputError(
+                    f"the weights of {name} do not fit its configuration: {len(lacking)} missing "
+                    f"or of another shape, {min(lacking)} first; copy or download it again"
+                )
+            tokenizer = _load_tokenizer(name, where)
+    except SpecBranchError:
+        raise
+    # Files from elsewhere break in more ways than `transformers` and what it calls have names for.
+    except Exception as error:
+        raise InputError(_why(name, where, error)) from error
     return Loaded(name, (model if sharded else model.to(placed)).eval(), tokenizer)
 
 
+def _load_tokenizer(name: str, where: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception as error:
+        raise InputError(
+            f"the tokenizer of {name} is missing or broken ({one_line(error)}): "
+            "copy or download its tokenizer.json again"
+        ) from error
+
+
 def _why(name: str, where: str, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = one_line(error)
     if isinstance(error, SafetensorError):
-        return f"the weights of {name} are broken: {first}"
+        return f"the weights of {name} are broken: {first}; copy or download them again"
     if isinstance(error, OSError) and error.errno == 28:
         return f"no space left on the disk while loading {name}"
+    if Path(where).is_file():
+        return f"'{name}' is a file: give the model's folder"
     if not Path(where).exists():
         return f"no model '{name}': no such folder, and the hub did not give it ({first})"
     if not (Path(where) / "config.json").exists():
         return f"'{name}' is no model folder: it has no config.json"
+    if "trust_remote_code" in str(error):
+        return f"cannot load {name}: it brings code of its own, which SpecBranch does not run"
     return f"cannot load {name}: {first}"
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without what it says on its further lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, KeyError):
+        return f"no entry {lines[0]}"
+    # "Validation error for field 'x':" says which, and the next line what.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def check_vocabularies(target: Loaded, draft: Loaded) -> None:

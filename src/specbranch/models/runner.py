@@ -73,6 +73,7 @@ class CausalRunner:
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
         self.positions: int = config.max_position_embeddings
+        self.vocabulary: int = config.vocab_size
         self._additive = config._attn_implementation == "eager"
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._states: dict[int, State] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from specbranch.errors import UnsupportedModelError
+from specbranch.models.loading import one_line
 from specbranch.models.runner import CausalRunner
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
@@ -24,7 +25,8 @@ def check_runner(runner: CausalRunner, name: str) -> None:
     try:
         runner.run(sequence, tokens[:4])
         runner.rewind(sequence, 3)
-        ours, other = runner.fork(sequence, [3, 2])
+        # Apart, so that counting on from the first token's position is wrong for the second.
+        ours, other = runner.fork(sequence, [3, 1])
         runner.step(sequence, {other: 7, ours: tokens[3]})
         runner.step(sequence, {ours: tokens[4], other: 8})
         runner.keep(sequence, ours)
@@ -34,10 +36,15 @@ def check_runner(runner: CausalRunner, name: str) -> None:
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
         raise UnsupportedModelError(
             f"{name} cannot be run over a cache that forks: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no message'}"
+            f"{one_line(error)}"
         ) from error
     finally:
         runner.close(sequence)
+    if not expected.isfinite().all():
+        raise UnsupportedModelError(
+            f"{name} gives logits that are not finite in {runner.model.dtype}: "
+            "its weights are broken, or need another dtype"
+        )
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     # A comparison that is false for NaN as well.
     if not difference <= TOLERANCE.get(runner.model.dtype, 1e-3):

@@ -54,12 +54,17 @@ class DraftWorker:
     Args:
         runner: the draft model.
         vocabulary: the target's number of logits; the draft's are cut or padded to it.
+        readable: the draft's own number of token ids. Where pairs pad one tokenizer's vocabulary
+            differently, the target may in principle say a padding id that the draft lacks.
         branch_tokens: most tokens that the branches of one round hold together.
     """
 
-    def __init__(self, runner: CausalRunner, vocabulary: int, branch_tokens: int = 256) -> None:
+    def __init__(
+        self, runner: CausalRunner, vocabulary: int, readable: int, branch_tokens: int = 256
+    ) -> None:
         self._runner = runner
         self._vocabulary = vocabulary
+        self._readable = readable
         self._branch_tokens = branch_tokens
         self._texts: dict[int, Text] = {}
         self._drafted: dict[int, int] = {}
@@ -76,7 +81,7 @@ class DraftWorker:
             opening.stop_ids,
         )
         self._drafted[sequence] = 0
-        self._runner.prefill(sequence, opening.prompt[:-1])
+        self._runner.prefill(sequence, self._read(opening.prompt[:-1]))
 
     def close(self, sequence: int) -> int:
         """Forget the sequence; returns how many tokens were drafted for it."""
@@ -131,7 +136,9 @@ class DraftWorker:
         for _ in range(gamma):
             if not growing:
                 break
-            rows = self._runner.step(sequence, {path.id: path.tokens[-1] for path in growing})
+            last = self._read([path.tokens[-1] for path in growing])
+            ids = [path.id for path in growing]
+            rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
             still = []
             for path, raw in zip(growing, rows, strict=True):
                 after = self._fit(raw)
@@ -175,13 +182,16 @@ class DraftWorker:
         if count not in text.logits:
             covered = min(self._runner.length(sequence), count - 1)
             self._runner.rewind(sequence, covered)
-            lacking = text.tokens[covered:]
+            lacking = self._read(text.tokens[covered:])
             text.logits[count] = self._fit(self._runner.run(sequence, lacking).logits[-1])
         return text.logits[count]
 
     def _choose(self, text: Text, logits: Tensor, context: list[int]) -> tuple[int, Tensor]:
         log_q = warp(logits[None], [context], text.processors)[0]
         return text.chooser.token(log_q, len(context), DRAFT), log_q
+
+    def _read(self, tokens: list[int]) -> list[int]:
+        return [min(token, self._readable - 1) for token in tokens]
 
     def _fit(self, logits: Tensor) -> Tensor:
         """Pairs of one tokenizer may pad their vocabularies differently: use the target's size."""

@@ -7,6 +7,7 @@ draft's agreement and calibration.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ CONTINUATION = 128
 PROMPT = 512
 BINS = (0.0, 0.1, 0.4, 0.7, 0.9, 1.0)
 LICENCES = {
-    "code": "Python standard library (PSF-2.0) and installed packages' sources (BSD, Apache-2.0, MIT)",
+    "code": "Python standard library (PSF-2.0), installed packages (BSD, Apache-2.0, MIT)",
     "math": "GSM8K train (MIT)",
     "news": "CNN/DailyMail articles (Apache-2.0 release)",
     "encyclopedia": "WikiText-2 (CC BY-SA 3.0)",
@@ -109,7 +110,7 @@ def eval_texts(folder: Path) -> dict[str, list[str]]:
 
 def calibration_table(found: dict[str, Agreement]) -> list[str]:
     """Acceptance by confidence of each draft, over all suites, as a Markdown table."""
-    edges = list(zip(BINS, BINS[1:], strict=False))
+    edges = list(itertools.pairwise(BINS))
     head = " | ".join(f"{low:g}-{high:g}" for low, high in edges)
     lines = [
         f"| draft | {head} | expected calibration error |",
@@ -177,8 +178,8 @@ def measure(pair: Path, corpus: Path, evaluation: Path, most: int, device: str) 
     lines.append("|---|" + "---|" * (len(SUITES) + 1))
     for draft, by_suite in table.items():
         rates = [by_suite[suite].rate for suite in SUITES]
-        cells = " | ".join(f"{rate:.3f}" for rate in [*rates, sum(rates) / len(rates)])
-        lines.append(f"| {draft} | {cells} |")
+        row = " | ".join(f"{rate:.3f}" for rate in [*rates, sum(rates) / len(rates)])
+        lines.append(f"| {draft} | {row} |")
 
     lines += ["", "## Acceptance by confidence (share of tokens)", ""]
     lines += calibration_table(

@@ -51,7 +51,7 @@ def _python_sources() -> list[str]:
 
 
 def documents(corpus: Path) -> dict[str, list[str]]:
-    """Documents by domain: ``*.jsonl`` and ``*.txt`` of `corpus`, and this machine's Python sources.
+    """Documents by domain: ``*.jsonl`` and ``*.txt`` of `corpus`, and Python sources found here.
 
     JSONL rows with ``question``/``answer`` are math, rows with ``turns`` are news; text files are
     split at top-level ``= Title =`` headings (WikiText).
@@ -80,7 +80,7 @@ def documents(corpus: Path) -> dict[str, list[str]]:
 
 
 def train_tokenizer(docs: dict[str, list[str]], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer of `vocab_size` tokens; token 0 ends, and so also starts, a text."""
+    """A byte-level BPE tokenizer of `vocab_size` tokens; token 0 ends, and also starts, a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

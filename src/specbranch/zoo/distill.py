@@ -29,7 +29,7 @@ def write_continuations(
     """Write `chunks` files of the target's continuations of training text, those not yet there.
 
     Each file holds ``tokens`` int32 ``[rows, prompt + 128]`` and the target's `TOP` likeliest next
-    tokens at every continued position: ``ids`` int16 and ``log_probs`` float16 ``[rows, 128, TOP]``.
+    tokens at every continued place: ``ids`` int16 and ``log_probs`` float16 ``[rows, 128, TOP]``.
     Every third chunk is sampled at temperature 1, the others are greedy.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def fit(
     title: str,
     progress: Callable[[float], float] = lambda share: share,
 ) -> float:
-    """Minimise ``loss(step)`` over `steps` steps: Muon for the layers' matrices, AdamW for the rest.
+    """Minimise ``loss(step)`` in `steps` steps: Muon for the layers' matrices, AdamW for the rest.
 
     Args:
         model: trained in place; its device decides where the work is done.

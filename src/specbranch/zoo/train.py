@@ -11,7 +11,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -83,12 +83,6 @@ def save(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
     partial.rename(folder)
 
 
-def text_loss(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats over int64 ``[rows, length]``."""
-    logits = model(tokens[:, :-1]).logits
-    return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
-
-
 class Recipe:
     """The stages over one output folder."""
 
@@ -115,16 +109,26 @@ class Recipe:
         record = {"tokens": tokens, "training_loss": round(loss, 3)}
         (self.out / name / "training.json").write_text(json.dumps(record) + "\n")
 
+    def _text_loss(
+        self, model: PreTrainedModel, rows: int, length: int, first_batch: int = 0
+    ) -> Callable[[int], Tensor]:
+        """Mean next-token cross-entropy in nats on the corpus' batch of a step."""
+
+        def loss(step: int) -> Tensor:
+            batch = self.streams.batch(first_batch + step, rows, length + 1, WEIGHTS)
+            tokens = batch.to(self.device)
+            logits = model(tokens[:, :-1]).logits
+            return F.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+        return loss
+
     def draft_weak(self) -> None:
         torch.manual_seed(self.options.seed)
         model = new_model(64, 2, 2).to(self.device)
         rows, length = 24, 256
         steps = self.options.draft_weak_tokens // (rows * length)
 
-        def loss(step: int) -> Tensor:
-            batch = self.streams.batch(step, rows, length + 1, WEIGHTS)
-            return text_loss(model, batch.to(self.device))
-
+        loss = self._text_loss(model, rows, length)
         value = fit(model, loss, steps, 0.02, self.out / "checkpoints/draft-weak.pt", "draft-weak")
         self._finish("draft-weak", model, steps * rows * length, value)
 
@@ -145,16 +149,10 @@ class Recipe:
             rows, length = (4, CONTEXT) if stage == len(budgets) - 1 else (12, 256)
             steps = budget // (rows * length)
 
-            def loss(
-                step: int, rows: int = rows, length: int = length, stage: int = stage
-            ) -> Tensor:
-                batch = self.streams.batch(step + stage * 1_000_000, rows, length + 1, WEIGHTS)
-                return text_loss(model, batch.to(self.device))
-
             layers = model.config.num_hidden_layers
             value = fit(
                 model,
-                loss,
+                self._text_loss(model, rows, length, first_batch=stage * 1_000_000),
                 steps,
                 self.options.target_lr,
                 self.out / f"checkpoints/target-{layers}.pt",
