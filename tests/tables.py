@@ -132,12 +132,14 @@ def decode(
     prompt: Sequence[int] = (0,),
     stop_ids: frozenset[int] = frozenset(),
     ends_text: Callable[[list[int]], bool] = lambda tokens: False,
+    draft_vocabulary: int | None = None,
 ) -> Decoded:
     """Run one decoding method over inline lanes; the draft lane gives its own count of tokens."""
     options = options or DecodingOptions()
+    readable = draft_vocabulary or vocabulary
     lanes = Lanes(
         InlineLane(TargetWorker(TableRunner(target))),  # type: ignore[arg-type]
-        InlineLane(DraftWorker(TableRunner(draft), vocabulary, vocabulary)),  # type: ignore[arg-type]
+        InlineLane(DraftWorker(TableRunner(draft), vocabulary, readable)),  # type: ignore[arg-type]
     )
     assert lanes.draft is not None
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)

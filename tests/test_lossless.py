@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,24 @@ def test_a_draft_equal_to_the_target_is_always_accepted(method):
     assert done.metrics.rollback_rate == 0
     # Five tokens a call: four drafted and the target's own, or the surviving candidate.
     assert done.metrics.mean_accepted_length == pytest.approx(5, abs=0.5)
+
+
+@pytest.mark.parametrize("method", SPECULATIVE)
+@pytest.mark.parametrize("size", [7, 14])
+def test_the_draft_may_pad_its_vocabulary_otherwise(method, size):
+    target = random_table(9, VOCABULARY)
+
+    def draft(context):
+        assert max(context) < size, "the draft has no such token"
+        logits = target(context)[:size]
+        return torch.cat([logits, torch.full((size - len(logits),), 50.0)])
+
+    params = SamplingParams(temperature=1.0, seed=2, max_tokens=60)
+    arguments = (target, draft, VOCABULARY, params, DecodingOptions(gamma=4, epsilon=0.2), (0,))
+    plain, ours = (decode(m, *arguments, draft_vocabulary=size) for m in ("autoregressive", method))
+    assert plain.text.tokens == ours.text.tokens
+    assert max(plain.text.tokens) >= 7
+    assert ours.metrics.fates.accepted > 10
 
 
 def test_another_seed_gives_another_text():

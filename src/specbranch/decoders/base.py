@@ -27,7 +27,7 @@ class DecodingOptions:
 
     gamma: int = 8
     epsilon: float = 0.4
-    k_max: int = 6
+    k_max: int = 10
 
     def __post_init__(self) -> None:
         checks = [
