@@ -191,6 +191,7 @@ def test_caches_that_cannot_rewind_are_refused(architecture: str, tmp_path: Path
     [
         ("mistral", {"sliding_window": None}),
         ("qwen2", {"use_sliding_window": False, "sliding_window": 32}),
+        ("iquestcoder", {"use_sliding_window": False, "sliding_window": 32}),
         ("gemma3_text", {"layer_types": ["full_attention"] * 8}),
         ("gpt_neo", {"num_layers": 2, "attention_types": [[["global"], 2]]}),
     ],
@@ -221,12 +222,6 @@ def shorten(file: Path, size: int) -> None:
     file.write_bytes(file.read_bytes()[:size])
 
 
-def bring_code(folder: Path) -> None:
-    (folder / "theirs.py").write_text("raise SystemExit('their code ran')")
-    code = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
-    edit(folder / "config.json", model_type="theirs", auto_map=code)
-
-
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (shutil.rmtree, "no model '{}': no such folder"),
     "empty folder": (
@@ -249,10 +244,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "sizes that do not fit": (
         lambda f: edit(f / "config.json", num_attention_heads=5),
         "The hidden size (32) is not a multiple of the number of attention heads (5)",
-    ),
-    "code of its own": (
-        bring_code,
-        "cannot load {}: it brings code of its own, which SpecBranch does not run",
     ),
     "no weights": (lambda f: remove(f / "model.safetensors"), "no file named model.safetensors"),
     "empty weights": (
@@ -302,6 +293,20 @@ def test_broken_folders_are_refused(damage: str, model_folder: Path) -> None:
     harm(model_folder)
     message = refusal(InputError, lambda: load(str(model_folder), device="cpu"))
     assert expected.format(model_folder) in message
+
+
+def test_code_that_a_folder_brings_is_not_run(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anybody asked whether it may, as `transformers` does where a terminal can answer."""
+    (model_folder / "theirs.py").write_text("raise SystemExit('their code ran')")
+    code = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
+    edit(model_folder / "config.json", model_type="theirs", auto_map=code)
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    message = refusal(InputError, lambda: load(str(model_folder), device="cpu"))
+    assert message == (
+        f"cannot load {model_folder}: it brings code of its own, which SpecBranch does not run"
+    )
 
 
 def test_a_file_is_no_model(model_folder: Path) -> None:

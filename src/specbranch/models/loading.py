@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,16 +114,20 @@ def check_cache(config: PreTrainedConfig, name: str) -> None:
 
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Without `transformers`' progress bars for the bundled pair, which loads in an instant."""
+    """Without warnings, and without progress bars for the bundled pair, which loads at once."""
     level = transformers_logging.get_verbosity()
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    hub = logging.getLogger("huggingface_hub")  # tells of every retry where there is no network
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
     if name in BUNDLED:
         transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
+        hub.setLevel(hub_level)
         if shown:
             transformers_logging.enable_progress_bar()
 
