@@ -39,7 +39,7 @@ def refusal(kind: type[SpecBranchError], call: Callable[[], object]) -> str:
     message = str(caught.value)
     assert message
     assert "\n" not in message
-    assert len(message) < 400
+    assert len(message) < 600
     return message
 
 
@@ -191,7 +191,6 @@ def test_caches_that_cannot_rewind_are_refused(architecture: str, tmp_path: Path
     [
         ("mistral", {"sliding_window": None}),
         ("qwen2", {"use_sliding_window": False, "sliding_window": 32}),
-        ("iquestcoder", {"use_sliding_window": False, "sliding_window": 32}),
         ("gemma3_text", {"layer_types": ["full_attention"] * 8}),
         ("gpt_neo", {"num_layers": 2, "attention_types": [[["global"], 2]]}),
     ],
@@ -200,6 +199,12 @@ def test_windows_that_are_not_used_are_accepted(architecture: str, options: dict
     sizes = {} if architecture == "gpt_neo" else TINY
     config = AutoConfig.for_model(architecture, **(sizes | options))
     check_cache(config, architecture)
+
+
+def test_a_window_that_is_switched_off_is_accepted() -> None:
+    window = {"sliding_window": 32, "max_position_embeddings": 64}
+    check_cache(PreTrainedConfig(use_sliding_window=False, **window), "off")
+    refusal(UnsupportedModelError, lambda: check_cache(PreTrainedConfig(**window), "on"))
 
 
 def edit(file: Path, **entries: Any) -> None:
@@ -295,13 +300,25 @@ def test_broken_folders_are_refused(damage: str, model_folder: Path) -> None:
     assert expected.format(model_folder) in message
 
 
+THEIRS = {
+    "config.json": {
+        "model_type": "theirs",
+        "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+    },
+    "tokenizer_config.json": {
+        "tokenizer_class": "Theirs",
+        "auto_map": {"AutoTokenizer": ["theirs.Slow", "theirs.Fast"]},
+    },
+}
+
+
+@pytest.mark.parametrize("file", THEIRS)
 def test_code_that_a_folder_brings_is_not_run(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is anybody asked whether it may, as `transformers` does where a terminal can answer."""
     (model_folder / "theirs.py").write_text("raise SystemExit('their code ran')")
-    code = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}
-    edit(model_folder / "config.json", model_type="theirs", auto_map=code)
+    edit(model_folder / file, **THEIRS[file])
     monkeypatch.setattr("builtins.input", lambda question: "y")
     message = refusal(InputError, lambda: load(str(model_folder), device="cpu"))
     assert message == (

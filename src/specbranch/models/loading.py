@@ -183,6 +183,8 @@ def _load_tokenizer(name: str, where: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise
         raise InputError(
             f"the tokenizer of {name} is missing or broken ({one_line(error)}): "
             "copy or download its tokenizer.json again"
