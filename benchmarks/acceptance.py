@@ -16,13 +16,14 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
+from specbranch.decoders import DecodingOptions
 from specbranch.metrics import Metrics
 from specbranch.prompts import read_prompts
 
 METHODS = {
-    "SpS, γ = 4": ("speculative", 4),
-    "SpS, γ = 8": ("speculative", 8),
-    "SpecBranch, γ = 8": ("specbranch", 8),
+    "SpS, γ = 4": ("speculative", DecodingOptions(gamma=4)),
+    "SpS, γ = 8": ("speculative", DecodingOptions(gamma=8)),
+    "SpecBranch, γ = 8, ε = 0.4": ("specbranch", DecodingOptions(gamma=8, epsilon=0.4)),
 }
 DRAFTS = ("draft", "draft-weak")
 MOST_PROMPT_TOKENS = 512
@@ -48,13 +49,13 @@ def measure(files: list[Path], count: int, max_tokens: int) -> tuple[Figures, in
     }
     compared = differing = 0
     for draft in DRAFTS:
-        for label, (method, gamma) in METHODS.items():
-            with LLM(draft=draft, method=method, gamma=gamma) as llm:
+        for label, (method, decoding) in METHODS.items():
+            with LLM(draft=draft, method=method, lanes="inline") as llm:
                 for suite, ids in prompts.items():
                     total = Metrics()
                     rows = zip(ids, texts[suite], strict=True)
                     for prompt, text in tqdm(list(rows), desc=f"{draft}, {label}, {suite}"):
-                        output = llm.generate([prompt], params)[0]
+                        output = llm.generate([prompt], params, options=decoding)[0]
                         total += output.metrics
                         compared += 1
                         differing += output.outputs[0].token_ids != text

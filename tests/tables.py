@@ -53,13 +53,14 @@ class State:
 class TableRunner:
     """`CausalRunner` over a table; counts the forwards and refuses what the real one refuses."""
 
-    def __init__(self, table: Table, capacity: int = 10_000) -> None:
+    def __init__(self, table: Table, vocabulary: int, capacity: int = 10_000) -> None:
         self._table = table
+        self.vocabulary = vocabulary
         self._states: dict[int, State] = {}
         self.positions = capacity
         self.forwards = 0
 
-    def open(self, sequence: int, capacity: int) -> None:
+    def open(self, sequence: int, capacity: int, width: int | None = None) -> None:
         self._states[sequence] = State()
 
     def close(self, sequence: int) -> None:
@@ -137,13 +138,15 @@ def decode(
     """Run one decoding method over inline lanes; the draft lane gives its own count of tokens."""
     options = options or DecodingOptions()
     readable = draft_vocabulary or vocabulary
+    ours, theirs = TableRunner(target, vocabulary), TableRunner(draft, readable)
     lanes = Lanes(
-        InlineLane(TargetWorker(TableRunner(target))),  # type: ignore[arg-type]
-        InlineLane(DraftWorker(TableRunner(draft), vocabulary, readable)),  # type: ignore[arg-type]
+        InlineLane(lambda: TargetWorker(ours), "target"),  # type: ignore[arg-type]
+        InlineLane(lambda: DraftWorker(theirs), "draft"),  # type: ignore[arg-type]
     )
     assert lanes.draft is not None
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
-    opening = Opening(list(prompt), params, len(prompt) + params.max_tokens, stop_ids)
+    most = len(prompt) + params.max_tokens
+    opening = Opening(list(prompt), params, most, vocabulary, stop_ids)
     for lane in lanes.all():
         lane.submit("open", text.id, opening).result()
     rounds = list(DECODERS[method](text, lanes, options))

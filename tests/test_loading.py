@@ -18,10 +18,11 @@ from specbranch import zoo
 from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
 from specbranch.models import loading
 from specbranch.models.loading import (
-    Loaded,
+    ModelSpec,
     check_cache,
     check_vocabularies,
-    load,
+    load_model,
+    load_tokenizer,
     pick_device,
     pick_dtype,
 )
@@ -43,15 +44,22 @@ def refusal(kind: type[SpecBranchError], call: Callable[[], object]) -> str:
     return message
 
 
+def load(name: str, dtype: str = "auto") -> None:
+    """All that is loaded of a model, in the order in which `LLM` does it."""
+    load_tokenizer(name)
+    load_model(ModelSpec(name, dtype, "cpu"))
+
+
 def test_load(model_folder: Path) -> None:
-    loaded = load(str(model_folder), "float32", "cpu")
-    tokens = loaded.tokenizer("w3 w14 w15")["input_ids"]
+    name = str(model_folder)
+    tokenizer, model = load_tokenizer(name), load_model(ModelSpec(name, "float32", "cpu"))
+    tokens = tokenizer("w3 w14 w15")["input_ids"]
     assert tokens == [3, 14, 15]
-    assert not loaded.model.training
-    assert loaded.model.config._attn_implementation == "sdpa"
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
     ids = torch.tensor([tokens])
     with torch.inference_mode():
-        assert torch.equal(loaded.model(ids).logits, tiny_model("llama")(ids).logits)
+        assert torch.equal(model(ids).logits, tiny_model("llama")(ids).logits)
 
 
 def test_architectures_without_sdpa_attend_eagerly(tmp_path: Path) -> None:
@@ -59,9 +67,9 @@ def test_architectures_without_sdpa_attend_eagerly(tmp_path: Path) -> None:
         vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, n_positions=POSITIONS
     )
     name = save_pair_half(tmp_path, GPTJForCausalLM(config), tiny_tokenizer())
-    loaded = load(name, device="cpu")
-    assert loaded.model.config._attn_implementation == "eager"
-    check_runner(CausalRunner(loaded.model), name)
+    model = load_model(ModelSpec(name, device="cpu"))
+    assert model.config._attn_implementation == "eager"
+    check_runner(CausalRunner(model), name)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -70,8 +78,8 @@ def test_architectures_without_sdpa_attend_eagerly(tmp_path: Path) -> None:
 def test_check_runner_accepts(architecture: str, width: int | None, dtype: torch.dtype) -> None:
     model = tiny_model(architecture, dtype=dtype)
     check_cache(model.config, architecture)
-    runner = CausalRunner(model, width)
-    check_runner(runner, architecture)
+    runner = CausalRunner(model)
+    check_runner(runner, architecture, width)
     assert not runner._states
 
 
@@ -105,8 +113,8 @@ def test_check_runner_refuses_attention_that_ignores_the_mask(
 ) -> None:
     model = tiny_model(architecture)
     meddle(model, change)
-    runner = CausalRunner(model, width)
-    message = refusal(UnsupportedModelError, lambda: check_runner(runner, "odd"))
+    runner = CausalRunner(model)
+    message = refusal(UnsupportedModelError, lambda: check_runner(runner, "odd", width))
     assert message.startswith("odd ")
     assert "over a cache that forks" in message
     assert not runner._states
@@ -179,7 +187,7 @@ def unsupported(architecture: str) -> PreTrainedConfig:
 def test_caches_that_cannot_rewind_are_refused(architecture: str, tmp_path: Path) -> None:
     """Before any weights are read: the folder has none."""
     unsupported(architecture).save_pretrained(tmp_path)
-    message = refusal(UnsupportedModelError, lambda: load(str(tmp_path), device="cpu"))
+    message = refusal(UnsupportedModelError, lambda: load(str(tmp_path)))
     assert message == (
         f"{tmp_path} ({architecture}) cannot be used: {UNSUPPORTED[architecture][1]}, and its "
         "cache cannot rewind; SpecBranch needs full attention in every layer"
@@ -296,7 +304,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_broken_folders_are_refused(damage: str, model_folder: Path) -> None:
     harm, expected = DAMAGE[damage]
     harm(model_folder)
-    message = refusal(InputError, lambda: load(str(model_folder), device="cpu"))
+    message = refusal(InputError, lambda: load(str(model_folder)))
     assert expected.format(model_folder) in message
 
 
@@ -320,7 +328,7 @@ def test_code_that_a_folder_brings_is_not_run(
     (model_folder / "theirs.py").write_text("raise SystemExit('their code ran')")
     edit(model_folder / file, **THEIRS[file])
     monkeypatch.setattr("builtins.input", lambda question: "y")
-    message = refusal(InputError, lambda: load(str(model_folder), device="cpu"))
+    message = refusal(InputError, lambda: load(str(model_folder)))
     assert message == (
         f"cannot load {model_folder}: it brings code of its own, which SpecBranch does not run"
     )
@@ -328,18 +336,18 @@ def test_code_that_a_folder_brings_is_not_run(
 
 def test_a_file_is_no_model(model_folder: Path) -> None:
     file = model_folder / "model.safetensors"
-    message = refusal(InputError, lambda: load(str(file), device="cpu"))
+    message = refusal(InputError, lambda: load(str(file)))
     assert message == f"'{file}' is a file: give the model's folder"
 
 
 def test_names_that_neither_disk_nor_hub_know() -> None:
-    message = refusal(InputError, lambda: load("no-such-owner/no-such-model", device="cpu"))
+    message = refusal(InputError, lambda: load("no-such-owner/no-such-model"))
     assert message.startswith("no model 'no-such-owner/no-such-model': no such folder, and the hub")
 
 
 def test_bundled_models_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(zoo.BUNDLED, "target", tmp_path / "gone")
-    message = refusal(InputError, lambda: load("target", device="cpu"))
+    message = refusal(InputError, lambda: load("target"))
     assert message == (
         f"the bundled model 'target' is missing from {tmp_path / 'gone'}: reinstall specbranch"
     )
@@ -402,19 +410,16 @@ def test_dtype_of_the_checkpoint(model_folder: Path, monkeypatch: pytest.MonkeyP
     save_pair_half(model_folder, tiny_model("llama", dtype=torch.bfloat16), tiny_tokenizer())
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(loading, "has_native_bfloat16", lambda device, n=native: n)
-        assert load(str(model_folder), device="cpu").model.dtype == expected
+        assert load_model(ModelSpec(str(model_folder), device="cpu")).dtype == expected
 
 
 def test_unknown_dtypes(model_folder: Path) -> None:
-    message = refusal(InputError, lambda: load(str(model_folder), "int8", "cpu"))
+    message = refusal(InputError, lambda: load(str(model_folder), "int8"))
     assert message == "unknown dtype 'int8': use auto, float32, bfloat16, float16"
 
 
 def test_a_pair_of_one_vocabulary() -> None:
-    model = tiny_model("llama")
-    check_vocabularies(
-        Loaded("big", model, tiny_tokenizer()), Loaded("small", model, tiny_tokenizer())
-    )
+    check_vocabularies(tiny_tokenizer(), tiny_tokenizer(), ("big", "small"))
 
 
 @pytest.mark.parametrize(
@@ -426,16 +431,14 @@ def test_a_pair_of_one_vocabulary() -> None:
     ],
 )
 def test_a_draft_with_another_vocabulary(prefix: str, size: int, difference: str) -> None:
-    model = tiny_model("llama")
-    target = Loaded("big", model, tiny_tokenizer())
-    draft = Loaded("small", model, tiny_tokenizer(prefix, size))
-    message = refusal(InputError, lambda: check_vocabularies(target, draft))
+    target, draft = tiny_tokenizer(), tiny_tokenizer(prefix, size)
+    message = refusal(InputError, lambda: check_vocabularies(target, draft, ("big", "small")))
     assert difference in message
     assert message.endswith("choose a draft of the target's own family")
 
 
 def test_a_draft_with_the_same_words_in_another_order() -> None:
-    model, words = tiny_model("llama"), tiny_tokenizer()
+    words = tiny_tokenizer()
     swapped: dict[str, int] = words.get_vocab() | {"w1": 2, "w2": 1}
 
     class Swapped:
@@ -444,6 +447,6 @@ def test_a_draft_with_the_same_words_in_another_order() -> None:
 
     message = refusal(
         InputError,
-        lambda: check_vocabularies(Loaded("big", model, words), Loaded("small", model, Swapped())),
+        lambda: check_vocabularies(words, Swapped(), ("big", "small")),
     )
     assert "2 of them unknown to the target or under another id" in message

@@ -63,8 +63,8 @@ class Tree:
 
     def __init__(self, model: PreTrainedModel, width: int | None) -> None:
         self.model = model
-        self.runner = CausalRunner(model, width)
-        self.runner.open(0, CAPACITY)
+        self.runner = CausalRunner(model)
+        self.runner.open(0, CAPACITY, width)
         self.trunk: list[int] = []
         self.branches: dict[int, list[int]] = {}
         self.used = 0
@@ -153,8 +153,8 @@ def test_fixed_width_reaches_the_last_position(architecture: str, attention: str
     model = tiny_model(
         architecture, attn_implementation=attention, max_position_embeddings=positions
     )
-    runner = CausalRunner(model, WIDTH)
-    runner.open(0, positions)
+    runner = CausalRunner(model)
+    runner.open(0, positions, WIDTH)
     tokens = some_tokens(positions)
     found = [runner.run(0, tokens[:19]).logits, *(runner.run(0, [t]).logits for t in tokens[19:])]
     assert_close(torch.cat(found), fresh(model, tokens))
@@ -164,8 +164,8 @@ def test_prefill_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specbranch.models.runner.PREFILL_CHUNK", 4)
     model, tokens = model_of("llama"), some_tokens(20)
     for width in (None, WIDTH):
-        runner = CausalRunner(model, width)
-        runner.open(0, 20)
+        runner = CausalRunner(model)
+        runner.open(0, 20, width)
         runner.prefill(0, tokens[:6])
         runner.prefill(0, tokens[6:15])
         assert_close(runner.run(0, tokens[15:]).logits, fresh(model, tokens)[15:])
@@ -196,8 +196,8 @@ def test_hidden_states_are_those_of_the_last_layers(architecture: str, width: in
         states = model(
             torch.tensor([tokens]), use_cache=False, output_hidden_states=True
         ).hidden_states
-    runner = CausalRunner(model, width)
-    runner.open(0, LONGEST)
+    runner = CausalRunner(model)
+    runner.open(0, LONGEST, width)
     assert runner.run(0, tokens[:2]).hidden is None
     for layers in (1, 2, len(states)):
         runner.rewind(0, 2)
@@ -227,8 +227,8 @@ def read(
 
     Once the rounds are over, the rest of the text follows in one run.
     """
-    runner = CausalRunner(model, width)
-    runner.open(0, len(TEXT) + 2 * WIDTH)
+    runner = CausalRunner(model)
+    runner.open(0, len(TEXT) + 2 * WIDTH, width)
     runner.prefill(0, TEXT[:PROMPT])
     at = PROMPT
     logits, hidden = [], []

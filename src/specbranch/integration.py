@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,7 +56,7 @@ def generate(
     generation_config: GenerationConfig,
     draft_model: PreTrainedModel | None = None,
     method: str = "specbranch",
-    gamma: int = DecodingOptions.gamma,
+    gamma: int | Literal["auto"] = DecodingOptions.gamma,
     epsilon: float = DecodingOptions.epsilon,
     k_max: int = DecodingOptions.k_max,
     width: int | None = None,
@@ -99,7 +99,7 @@ def generate(
         generation_config: the prepared one; greedy or sampling, ``num_return_sequences`` included.
         draft_model: a smaller causal LM with the target's tokenizer.
         method: `specbranch`, `speculative`, or `autoregressive`, which needs no draft.
-        gamma: γ, most tokens drafted ahead in one round.
+        gamma: γ, most tokens drafted ahead in one round; `auto` follows the models' speed.
         epsilon: ε, draft confidence below which a position is uncertain.
         k_max: most branches at a branch point.
         width: tokens of every target forward; None runs them as they come.
@@ -137,8 +137,17 @@ def generate(
         if pad is None and len(rows) > 1:
             raise InputError("the texts of a batch may end at different places: set pad_token_id")
 
-    lanes = _lanes(runner, drafting, options)
-    loop = _Loop(lanes, method, options, logits_processor, stopping_criteria, longest)
+    lanes = _lanes(runner, drafting)
+    loop = _Loop(
+        lanes,
+        method,
+        options,
+        logits_processor,
+        stopping_criteria,
+        longest,
+        runner.vocabulary,
+        width,
+    )
     seeds: list[int | None] = [None] * len(rows)
     if generation_config.do_sample:
         seeds = torch.randint(2**63 - 1, (len(rows),)).tolist()
@@ -223,6 +232,8 @@ class _Loop:
     processors: LogitsProcessorList
     criteria: StoppingCriteriaList
     longest: int
+    vocabulary: int
+    width: int | None
 
     def run(self, row: _Row, seed: int | None, exactly: int | None = None) -> Iterator[int]:
         """Generated tokens of a row, each as soon as it is committed.
@@ -241,7 +252,15 @@ class _Loop:
         stop_ids = self._stop_ids()
         sequence = Sequence(row.index, row.prompt, room, stop_ids, ended)
         params = self._params(row, seed)
-        opening = Opening(row.prompt, params, len(row.prompt) + room, stop_ids)
+        opening = Opening(
+            row.prompt,
+            params,
+            len(row.prompt) + room,
+            self.vocabulary,
+            stop_ids,
+            self.options.branch_tokens,
+            self.width,
+        )
         for lane in self.lanes.all():
             lane.submit("open", sequence.id, opening).result()
         given = 0
@@ -285,12 +304,11 @@ def _rows(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[_Row]:
     ]
 
 
-def _lanes(runner: CausalRunner, drafting: CausalRunner | None, options: DecodingOptions) -> Lanes:
-    target = InlineLane(TargetWorker(runner))
+def _lanes(runner: CausalRunner, drafting: CausalRunner | None) -> Lanes:
+    target = InlineLane(lambda: TargetWorker(runner), "target")
     if drafting is None:
         return Lanes(target)
-    worker = DraftWorker(drafting, runner.vocabulary, drafting.vocabulary, options.branch_tokens)
-    return Lanes(target, InlineLane(worker))
+    return Lanes(target, InlineLane(lambda: DraftWorker(drafting), "draft"))
 
 
 def _runner(model: PreTrainedModel, name: str, width: int | None = None) -> CausalRunner:
@@ -298,11 +316,11 @@ def _runner(model: PreTrainedModel, name: str, width: int | None = None) -> Caus
     if width is not None and width < 1:
         raise InputError(f"width must be 1 or more, or None, not {width!r}")
     check_cache(model.config, name)
-    runner = CausalRunner(model, width)
+    runner = CausalRunner(model)
     attention = model.config.get_text_config()._attn_implementation
-    setup = (attention, model.dtype, model.device, model.training)
+    setup = (attention, model.dtype, model.device, model.training, width)
     if _checked.get(model) != setup:
-        check_runner(runner, name)
+        check_runner(runner, name, width)
         _checked[model] = setup
     return runner
 

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import median
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specbranch.decoders import DECODERS, DecodingOptions, Lanes
-from specbranch.errors import InputError
-from specbranch.lanes.inline import InlineLane
+from specbranch.decoders import DECODERS, OVERLAPPING, DecodingOptions, Lanes
+from specbranch.errors import InputError, LaneError
+from specbranch.lanes.base import Lane, Worker
+from specbranch.lanes.placement import place
+from specbranch.lanes.process import TIMEOUT
+from specbranch.lanes.start import pick_lanes, start_lanes
+from specbranch.lanes.virtual import Profile
 from specbranch.metrics import Metrics, Round
-from specbranch.models.loading import Loaded, check_vocabularies, load
-from specbranch.models.runner import CausalRunner
+from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokenizer, named_device
+from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.models.selfcheck import check_runner
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason, Origin, Sequence
 from specbranch.text import TextStream
 from specbranch.workers.draft import DraftWorker
+from specbranch.workers.make import make_draft, make_target
 from specbranch.workers.messages import Opening
 from specbranch.workers.target import TargetWorker
+
+logger = logging.getLogger("specbranch")
 
 FIXED_WIDTH = 16  # holds a chain of 15 tokens; forwards of up to 16 cost little more than of one
 Prompt = str | ListLike[int]
@@ -99,21 +111,36 @@ class LLM:
         target: name of a bundled model, folder, or name on the Hugging Face hub.
         draft: likewise; None leaves only the method `autoregressive`.
         method: default decoding method: `specbranch`, `speculative` or `autoregressive`.
-        gamma: γ, most tokens drafted ahead in one round.
+        gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
         epsilon: ε, draft confidence below which a position is uncertain.
         k_max: most branches at a branch point.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         device: where both models run; `target_device` and `draft_device` override it.
         sharded: spread the target over all GPUs (`device_map="auto"`).
+        lanes: where the models run: `process` (each in its own, on its own cores or GPU), `thread`
+            (each on its own CUDA stream of one GPU), `inline` (in turn), `virtual` (in turn, with
+            the times of `profile`), or `auto`: the best for the devices and the method.
+        target_cores, draft_cores: of process lanes, as ``0-3,6``; by default divided between them.
+        lane_timeout: seconds after which a process lane that does not answer is given up.
+        profile: how fast the virtual lanes are.
         width: tokens of every target forward: with a number, all methods give bit-identical
             logits (see `CausalRunner`); None runs forwards at their natural width, where rounding
             may let the text of two methods part at near-ties.
         max_model_len: most tokens of a text, prompt included; the models' own limit by default.
 
+    Attributes:
+        target, draft: what the models are.
+        lanes: the kind of lanes in use.
+        placement: their shares of the cores.
+
     Raises:
         InputError: a model is not there or broken, or the vocabularies differ.
         UnsupportedModelError: a model cannot be decoded losslessly.
+        LaneError: a lane died while its model was loaded.
     """
+
+    target: ModelFacts
+    draft: ModelFacts | None
 
     def __init__(
         self,
@@ -121,7 +148,7 @@ class LLM:
         draft: str | None = "draft",
         *,
         method: str | None = None,
-        gamma: int = DecodingOptions.gamma,
+        gamma: int | Literal["auto"] = DecodingOptions.gamma,
         epsilon: float = DecodingOptions.epsilon,
         k_max: int = DecodingOptions.k_max,
         dtype: str = "auto",
@@ -129,16 +156,28 @@ class LLM:
         target_device: str | None = None,
         draft_device: str | None = None,
         sharded: bool = False,
+        lanes: str = "auto",
+        target_cores: str | None = None,
+        draft_cores: str | None = None,
+        lane_timeout: float = TIMEOUT,
+        profile: Profile | None = None,
         width: int | None = FIXED_WIDTH,
         max_model_len: int | None = None,
     ) -> None:
-        options = DecodingOptions(gamma, epsilon, k_max)
-        _check_method(method, draft is not None)
-        loaded = load(target, dtype, target_device or device, sharded)
-        drafting = load(draft, dtype, draft_device or device) if draft is not None else None
-        if drafting:
-            check_vocabularies(loaded, drafting)
-        self._start(loaded, drafting, options, method, width, max_model_len)
+        self._configure(DecodingOptions(gamma, epsilon, k_max), method, width, draft is not None)
+        self.tokenizer = load_tokenizer(target)
+        specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width)}
+        makers: dict[str, Callable[[], Worker]] = {"target": partial(make_target, specs["target"])}
+        if draft is not None:
+            check_vocabularies(self.tokenizer, load_tokenizer(draft), (target, draft))
+            specs["draft"] = ModelSpec(draft, dtype, draft_device or device)
+            makers["draft"] = partial(make_draft, specs["draft"])
+        devices = {lane: named_device(spec.device) for lane, spec in specs.items()}
+        devices.setdefault("draft", devices["target"])
+        overlap = draft is not None and self.method in OVERLAPPING
+        self.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap)
+        self.placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
+        self._start(makers, devices, max_model_len, lane_timeout, profile)
 
     @classmethod
     def from_models(
@@ -149,62 +188,83 @@ class LLM:
         *,
         method: str | None = None,
         options: DecodingOptions | None = None,
+        lanes: str = "inline",
         width: int | None = FIXED_WIDTH,
         max_model_len: int | None = None,
+        profile: Profile | None = None,
     ) -> LLM:
         """An `LLM` of models already in memory; without a tokenizer it takes and gives token ids.
 
-        The caller vouches that both models share their vocabulary.
+        The caller vouches that both models share their vocabulary. Process lanes, whose models
+        are loaded where they run, are for models with names.
         """
+        if lanes == "process":
+            raise InputError("process lanes load their models by name: use LLM(target=…, draft=…)")
         llm = cls.__new__(cls)
-        loaded = Loaded("target", target, tokenizer)
-        drafting = Loaded("draft", draft, tokenizer) if draft is not None else None
-        llm._start(loaded, drafting, options or DecodingOptions(), method, width, max_model_len)
+        llm._configure(options or DecodingOptions(), method, width, draft is not None)
+        llm.tokenizer = tokenizer
+        devices = {"target": target.device, "draft": (target if draft is None else draft).device}
+        llm.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap=False)
+        llm.placement = place(devices["target"], devices["draft"])
+        runner = CausalRunner(target)
+        check_runner(runner, "target", width)
+        makers: dict[str, Callable[[], Worker]] = {"target": partial(TargetWorker, runner)}
+        if draft is not None:
+            drafting = CausalRunner(draft)
+            check_runner(drafting, "draft")
+            makers["draft"] = partial(DraftWorker, drafting)
+        llm._start(makers, devices, max_model_len, TIMEOUT, profile)
         return llm
+
+    def _configure(
+        self, options: DecodingOptions, method: str | None, width: int | None, has_draft: bool
+    ) -> None:
+        if width is not None and width < 1:
+            raise InputError(f"width must be 1 or more, or None, not {width!r}")
+        _check_method(method, has_draft)
+        self.options, self.width = options, width
+        self.method = method or ("specbranch" if has_draft else "autoregressive")
 
     def _start(
         self,
-        target: Loaded,
-        draft: Loaded | None,
-        options: DecodingOptions,
-        method: str | None,
-        width: int | None,
+        makers: dict[str, Callable[[], Worker]],
+        devices: dict[str, torch.device],
         max_model_len: int | None,
+        timeout: float,
+        profile: Profile | None,
     ) -> None:
-        self.target, self.draft, self.options = target, draft, options
-        self.tokenizer = target.tokenizer
-        self.method = method or ("specbranch" if draft else "autoregressive")
-        _check_method(self.method, draft is not None)
-        if width is not None and width < 1:
-            raise InputError(f"width must be 1 or more, or None, not {width!r}")
-        self.width = width
-        runner = CausalRunner(target.model, width)
-        check_runner(runner, target.name)
-        limits = [runner.positions]
-        drafting = None
-        if draft:
-            draft_runner = CausalRunner(draft.model)
-            check_runner(draft_runner, draft.name)
-            limits.append(draft_runner.positions)
-            worker = DraftWorker(
-                draft_runner, runner.vocabulary, draft_runner.vocabulary, options.branch_tokens
-            )
-            drafting = InlineLane(worker)
-        if max_model_len is not None:
-            if not 2 <= max_model_len <= min(limits):
+        started = start_lanes(self.lanes, makers, devices, self.placement, timeout, profile)
+        try:
+            asked = {name: lane.submit("describe") for name, lane in started.items()}
+            facts: dict[str, ModelFacts] = {name: call.result() for name, call in asked.items()}
+            longest = min(fact.positions for fact in facts.values())
+            if max_model_len is not None and not 2 <= max_model_len <= longest:
                 raise InputError(
-                    f"max_model_len must be between 2 and {min(limits)}, not {max_model_len}"
+                    f"max_model_len must be between 2 and {longest}, not {max_model_len}"
                 )
-            limits.append(max_model_len)
-        self.max_model_len = min(limits)
-        self._lanes = Lanes(InlineLane(TargetWorker(runner)), drafting)
+        except BaseException:
+            for lane in started.values():
+                lane.close()
+            raise
+        self.target, self.draft = facts["target"], facts.get("draft")
+        self.max_model_len = max_model_len or longest
+        self._lanes = Lanes(started["target"], started.get("draft"))
         self._ids = itertools.count()
 
     def plain(self) -> LLM:
-        """The same target without a draft at its natural width: plain decoding at its fastest."""
-        return LLM.from_models(
-            self.target.model, None, self.tokenizer, width=None, max_model_len=self.max_model_len
-        )
+        """The same target without its draft: plain decoding at its fastest.
+
+        At natural width and, on a CPU, on the cores of both lanes. It shares this `LLM`'s lanes.
+        """
+        plain = copy.copy(self)
+        plain.draft, plain.width, plain.method = None, None, "autoregressive"
+        return plain
+
+    def on_target_share(self) -> LLM:
+        """The same pair, but its target never has more than its own share of the cores."""
+        kept = copy.copy(self)
+        kept.placement = replace(self.placement, alone=self.placement.target)
+        return kept
 
     def generate(
         self,
@@ -212,11 +272,14 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         method: str | None = None,
+        options: DecodingOptions | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Generate for each prompt (text or token ids), one after another.
 
         Args:
+            method: instead of this `LLM`'s default.
+            options: likewise.
             progress: show a bar over the prompts.
 
         Raises:
@@ -226,7 +289,7 @@ class LLM:
         encoded = [self._encode(prompt) for prompt in self._as_list(prompts)]
         for text, ids in tqdm(encoded, desc="prompts", disable=not progress):
             request = self._request(ids, params)
-            for _ in self._rounds(request, method):
+            for _ in self._rounds(request, method, options):
                 pass
             outputs.append(self.output(request, text))
         return outputs
@@ -260,6 +323,16 @@ class LLM:
         return RequestOutput(
             prompt, sequence.prompt, [completion], request.params, request.metrics, request.rounds
         )
+
+    def round_trip(self, times: int = 100) -> float:
+        """Seconds that an empty call of the draft lane takes, or the target's; the median."""
+        lane = self._lanes.draft or self._lanes.target
+        taken = []
+        for _ in range(times):
+            started = time.perf_counter()
+            lane.submit("ping").result()
+            taken.append(time.perf_counter() - started)
+        return median(taken)
 
     def close(self) -> None:
         """Release both lanes."""
@@ -298,7 +371,7 @@ class LLM:
             text, ids = prompt, self.tokenizer(prompt)["input_ids"]
         else:
             text, ids = "", list(prompt)
-        vocabulary: int = self.target.model.config.get_text_config().vocab_size
+        vocabulary = self.target.vocabulary
         if not ids:
             raise InputError("the prompt has no tokens: give some text to continue")
         if not all(0 <= token < vocabulary for token in ids):
@@ -319,7 +392,7 @@ class LLM:
         stream = TextStream(self.tokenizer, ids, params.stop)
         stop_ids = set(params.stop_token_ids)
         if not params.ignore_eos:
-            stop_ids |= self._end_of_text()
+            stop_ids |= self.target.eos_ids
         sequence = Sequence(
             next(self._ids),
             ids,
@@ -329,41 +402,83 @@ class LLM:
         )
         return Request(sequence, stream, params)
 
-    def _end_of_text(self) -> set[int]:
-        config = self.target.model.generation_config
-        eos = config.eos_token_id if config is not None else None
-        if eos is None:
-            return set()
-        return set(eos) if isinstance(eos, list) else {eos}
-
-    def _rounds(self, request: Request, method: str | None) -> Iterator[Round]:
+    def _rounds(
+        self, request: Request, method: str | None, options: DecodingOptions | None = None
+    ) -> Iterator[Round]:
         _check_method(method, self.draft is not None)
-        return self._decode(request, method or self.method)
+        return self._timed(request, method or self.method, options or self.options)
 
-    def _decode(self, request: Request, method: str) -> Iterator[Round]:
-        """The decoder's rounds, timed and counted; closes the sequence however it ends."""
+    def _timed(self, request: Request, method: str, options: DecodingOptions) -> Iterator[Round]:
+        """The decoder's rounds, timed and counted."""
+        now = self._lanes.target.now
+        started = before = now()
+        for done in self._decode(request, method, options):
+            ended = now()
+            if not request.rounds:  # reading the prompt is no part of the first round
+                before = min(span.start for span in done.spans)
+            done.seconds, before = ended - before, ended
+            request.rounds.append(done)
+            request.metrics.add(done)
+            request.metrics.seconds = ended - started
+            if request.sequence.finished:
+                request.stream.finish()
+            yield done
+            before += now() - ended  # the reader's time is not the round's
+            started += now() - ended
+
+    def _decode(self, request: Request, method: str, options: DecodingOptions) -> Iterator[Round]:
+        """The decoder's rounds; closes the sequence on its lanes, however it ends.
+
+        Where the draft lane fails, plain decoding goes on from the last committed token.
+        """
         sequence = request.sequence
-        lanes = self._lanes if method != "autoregressive" else Lanes(self._lanes.target)
-        capacity = len(sequence.prompt) + sequence.max_tokens
-        opening = Opening(sequence.prompt, request.params, capacity, sequence.stop_ids)
-        started = time.perf_counter()
+        drafting = method != "autoregressive" and self._lanes.draft is not None
+        lanes = self._lanes if drafting else Lanes(self._lanes.target)
+        overlap = drafting and method in OVERLAPPING
+        if lanes.draft is not None:
+            lanes.draft.occupy(self.placement.share("draft", overlap))
+        # The prompt is most work for the target, and next to none for the draft.
+        lanes.target.occupy(self.placement.alone)
+        opening = Opening(
+            sequence.prompt,
+            request.params,
+            len(sequence.prompt) + sequence.max_tokens,
+            self.target.vocabulary,
+            sequence.stop_ids,
+            options.branch_tokens,
+            self.width,
+        )
         opened = [(lane, lane.submit("open", sequence.id, opening)) for lane in lanes.all()]
         try:
-            for _, future in opened:
-                future.result()
-            before = time.perf_counter()
-            for done in DECODERS[method](sequence, lanes, self.options):
-                now = time.perf_counter()
-                done.seconds, before = now - before, now
-                request.rounds.append(done)
-                request.metrics.add(done)
-                request.metrics.seconds = now - started
-                if sequence.finished:
-                    request.stream.finish()
-                yield done
-                before += time.perf_counter() - now  # the reader's time is not the round's
-                started += time.perf_counter() - now
+            try:
+                for _, call in opened:
+                    call.result()
+                lanes.target.occupy(self.placement.share("target", overlap))
+                yield from DECODERS[method if drafting else "autoregressive"](
+                    sequence, lanes, options
+                )
+            except LaneError as error:
+                if lanes.draft is None or error.lane != lanes.draft.name:
+                    raise
+                self._lose_draft(error)
+                lanes.target.submit("rewind", sequence.id, sequence.length).result()
+                yield from DECODERS["autoregressive"](sequence, Lanes(lanes.target), options)
         finally:
-            for lane, future in opened:
-                if future.exception() is None:
-                    lane.submit("close", sequence.id).result()
+            for lane, call in opened:
+                if lane in self._lanes.all() and call.exception() is None:
+                    self._close_sequence(lane, sequence.id)
+
+    def _close_sequence(self, lane: Lane, sequence: int) -> None:
+        try:
+            lane.submit("close", sequence).result()
+        except LaneError as error:
+            if lane is not self._lanes.draft:
+                raise
+            self._lose_draft(error)
+
+    def _lose_draft(self, error: LaneError) -> None:
+        """Go on without the draft lane, and say so once."""
+        logger.warning("%s: going on with plain decoding, slower but with the same text", error)
+        assert self._lanes.draft is not None
+        self._lanes.draft.close()
+        self._lanes.draft = None

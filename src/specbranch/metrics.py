@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from specbranch.lanes.base import Span
+
 
 @dataclass
 class Fates:
@@ -42,24 +44,35 @@ class Round:
         draft_stage: whether the target waited for a serial draft before it.
         chain: tokens verified.
         branches: candidates prepared meanwhile.
+        branch_tokens: tokens of all branches together.
         accepted: how many of the chain the target accepted.
         outcome: `hit` (a branch survived), `miss` (none did), `rollback` (the chain broke), or
             `end` where nothing was at stake after the chain.
         tokens: ids committed in this round.
         origins: where each came from.
         fates: of the drafted tokens whose end this round decided.
-        seconds: wall-clock time of the round.
+        drafting, branching, verification: when the lanes worked on it.
+        seconds: time of the round, from the end of the last one.
     """
 
     draft_stage: bool = False
     chain: int = 0
     branches: int = 0
+    branch_tokens: int = 0
     accepted: int = 0
     outcome: Literal["hit", "miss", "rollback", "end"] = "end"
     tokens: list[int] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     fates: Fates = field(default_factory=Fates)
+    drafting: Span | None = None
+    branching: Span | None = None
+    verification: Span | None = None
     seconds: float = 0.0
+
+    @property
+    def spans(self) -> list[Span]:
+        """Of every lane call that was made."""
+        return [s for s in (self.drafting, self.branching, self.verification) if s is not None]
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from specbranch import timeline
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.errors import InputError
 from specbranch.llm import LLM, Request, RequestOutput
-from specbranch.metrics import Metrics
+from specbranch.metrics import Metrics, Round
 from specbranch.prompts import read_prompts
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import Origin
@@ -140,17 +141,27 @@ def run_generate(options: argparse.Namespace) -> int:
             "--compare needs --acceptance coupled: rejection sampling equals plain decoding in "
             "distribution, not token by token"
         )
+    if options.timeline:
+        timeline.check_file(options.timeline)
     llm = load_llm(options)
     console = Console(color_system=None if options.no_color else "auto", highlight=False)
     if options.compare:
         return _compare(llm, prompts, params, options.json, console)
     total = Metrics()
-    for prompt in prompts:
+    drawn: dict[str, list[Round]] = {}
+    for number, prompt in enumerate(prompts, start=1):
         if options.json:
             output = llm.generate(prompt, params)[0]
             print(json.dumps(_as_json(output, llm.method)), flush=True)
+            drawn[f"prompt {number}"] = output.rounds
         else:
-            total += _stream(llm, prompt, params, console).metrics
+            request = _stream(llm, prompt, params, console)
+            total += request.metrics
+            drawn[f"prompt {number}"] = request.rounds
+    if options.timeline:
+        timeline.save(drawn, options.timeline)
+        idle = 100 * timeline.target_idle(drawn.values())
+        print(f"wrote {options.timeline}; target lane idle {idle:.0f} %", file=sys.stderr)
     if len(prompts) > 1 and not options.json:
         console.print(Text(f"all {len(prompts)} prompts: {_summary(total)}", style="bold"))
     return 0

@@ -13,18 +13,15 @@ from rich.table import Table
 from specbranch import __version__
 from specbranch.cli.pair import load_llm
 from specbranch.hardware import has_native_bfloat16
-from specbranch.models.loading import Loaded
+from specbranch.models.runner import ModelFacts
 
 
-def _describe(table: Table, role: str, loaded: Loaded) -> None:
-    model = loaded.model
-    config = model.config.get_text_config()
-    millions = model.num_parameters() / 1e6
-    table.add_row(role, loaded.name)
+def _describe(table: Table, role: str, model: ModelFacts) -> None:
+    table.add_row(role, model.name)
     table.add_row(
         "",
-        f"{config.model_type}, {millions:.2f}M parameters, {config.num_hidden_layers} layers, "
-        f"{config.hidden_size} wide, {str(model.dtype).removeprefix('torch.')} on {model.device}",
+        f"{model.architecture}, {model.parameters / 1e6:.2f}M parameters, {model.layers} layers, "
+        f"{model.hidden_size} wide, {model.dtype} on {model.device}",
     )
 
 
@@ -41,6 +38,12 @@ def run_info(options: argparse.Namespace) -> int:
     table.add_row("context", f"{llm.max_model_len} tokens")
     exact = f"{llm.width} tokens a target forward" if llm.width else "natural widths"
     table.add_row("exactness", f"{exact}: {'bit-exact' if llm.width else 'exact up to rounding'}")
+    table.add_row("lanes", llm.lanes)
+    if llm.lanes == "process":
+        table.add_row("", f"target: {llm.placement.target}; alone: {llm.placement.alone}")
+        if llm.draft:
+            table.add_row("", f"draft: {llm.placement.draft}")
+        table.add_row("", f"empty round trip: {1e3 * llm.round_trip():.3f} ms")
     native = "native" if has_native_bfloat16(torch.device("cpu")) else "emulated"
     table.add_row("cpu", f"{torch.get_num_threads()} threads, bfloat16 {native}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -11,6 +11,8 @@ from pathlib import Path
 from specbranch import __version__
 from specbranch.errors import SpecBranchError
 
+_TIMELINE = "draw what the lanes did when: .svg, .png, or .json for Perfetto"
+
 
 def _add_pair(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the pair")
@@ -30,6 +32,19 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
         "0 runs natural widths",
     )
     add("--max-model-len", type=int, help="most tokens of a text, prompt included")
+
+    group = parser.add_argument_group("lanes: where the models run")
+    add = group.add_argument
+    add(
+        "--lanes",
+        default="auto",
+        help="process: each model on its own cores or GPU; thread: each on its own CUDA stream; "
+        "inline: in turn; auto (default) picks",
+    )
+    add("--target-cores", help="cores of the target's process, such as 0-2 (default: divided)")
+    add("--draft-cores", help="cores of the draft's process")
+    add("--lane-timeout", type=float, help="seconds after which a silent lane is given up (600)")
+    add("--profile", type=Path, help="virtual lanes, as fast as this JSON file says")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +66,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _gamma(given: str) -> int | str:
+    return given if given == "auto" else int(given)
+
+
 def _add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     add = group.add_argument
     add("--method", help="specbranch (default), speculative, autoregressive")
-    add("--gamma", type=int, help="most tokens drafted ahead in a round")
+    add("--gamma", type=_gamma, help="most tokens drafted ahead in a round; auto follows the lanes")
     add("--epsilon", type=float, help="draft confidence below which a position is uncertain")
     add("--k-max", type=int, help="most branches at a branch point")
 
@@ -76,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--limit", type=int, help="only the first N prompts of the file")
     generate.add_argument("--json", action="store_true", help="one JSON object a prompt, no text")
+    generate.add_argument("--timeline", type=Path, help=_TIMELINE)
     generate.add_argument("--no-color", action="store_true", help="plain text on any terminal")
     generate.add_argument(
         "--compare",
@@ -85,6 +105,25 @@ def build_parser() -> argparse.ArgumentParser:
     _add_method(generate)
     _add_pair(generate)
     _add_sampling(generate)
+
+    compare = commands.add_parser("compare", help="decode one prompt by every method")
+    compare.add_argument("prompt", help="the text to continue")
+    compare.add_argument("--timeline", type=Path, help=_TIMELINE)
+    _add_method(compare)
+    _add_pair(compare)
+    _add_sampling(compare)
+
+    bench = commands.add_parser("bench", help="measure the speed of every method side by side")
+    bench.add_argument("files", type=Path, nargs="+", help="prompts: .jsonl files, one a row")
+    bench.add_argument("--limit", type=int, default=5, help="prompts of each file (default 5)")
+    bench.add_argument(
+        "--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)"
+    )
+    bench.add_argument("--repeats", type=int, default=3, help="of the whole (default 3)")
+    bench.add_argument("--output", type=Path, help="write the figures as JSON, too")
+    _add_method(bench)
+    _add_pair(bench)
+    _add_sampling(bench)
 
     info = commands.add_parser("info", help="show the pair, its vocabularies, devices, versions")
     _add_pair(info)
@@ -100,6 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from specbranch.cli.generate import run_generate
 
             return run_generate(options)
+        if options.command == "compare":
+            from specbranch.cli.compare import run_compare
+
+            return run_compare(options)
+        if options.command == "bench":
+            from specbranch.cli.bench import run_bench
+
+            return run_bench(options)
         from specbranch.cli.info import run_info
 
         return run_info(options)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from specbranch.bench.contenders import Pair
+from specbranch.errors import InputError
+from specbranch.lanes.virtual import Profile
 from specbranch.llm import LLM
 from specbranch.sampling import SamplingParams
 
@@ -17,7 +20,7 @@ def load_llm(options: argparse.Namespace) -> LLM:
     """
     given: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("method", "gamma", "epsilon", "k_max")
+        for name in ("method", "gamma", "epsilon", "k_max", "lane_timeout")
         if getattr(options, name, None) is not None
     }
     return LLM(
@@ -28,10 +31,29 @@ def load_llm(options: argparse.Namespace) -> LLM:
         target_device=options.target_device,
         draft_device=options.draft_device,
         sharded=options.sharded,
+        lanes="virtual" if options.profile else options.lanes,
+        target_cores=options.target_cores,
+        draft_cores=options.draft_cores,
+        profile=Profile.load(options.profile) if options.profile else None,
         width=options.width or None,
         max_model_len=options.max_model_len,
         **given,
     )
+
+
+def load_both(options: argparse.Namespace) -> Pair:
+    """The pair that the options name, on lanes in turn and on lanes in parallel.
+
+    Raises:
+        InputError, UnsupportedModelError: as `LLM`.
+    """
+    if options.draft == "none":
+        raise InputError("a comparison of methods needs a draft model")
+
+    def make(lanes: str) -> LLM:
+        return load_llm(argparse.Namespace(**vars(options) | {"lanes": lanes}))
+
+    return Pair.load(make, options.lanes)
 
 
 def sampling_params(options: argparse.Namespace) -> SamplingParams:

@@ -11,4 +11,7 @@ DECODERS: dict[str, Decoder] = {
     "specbranch": specbranch,
 }
 
-__all__ = ["DECODERS", "Decoder", "DecodingOptions", "Lanes"]
+# Methods that have both lanes work at the same time.
+OVERLAPPING = {"specbranch"}
+
+__all__ = ["DECODERS", "OVERLAPPING", "Decoder", "DecodingOptions", "Lanes"]

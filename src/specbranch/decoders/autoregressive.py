@@ -13,6 +13,7 @@ from specbranch.workers.messages import Verification
 def autoregressive(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
     """Verify an empty chain, again and again."""
     while not sequence.finished:
-        outcome: Verification = lanes.target.submit("verify", sequence.id, []).result()
+        verifying = lanes.target.submit("verify", sequence.id, [])
+        outcome: Verification = verifying.result()
         sequence.commit([outcome.token], [Origin.TARGET])
-        yield Round(tokens=[outcome.token], origins=[Origin.TARGET])
+        yield Round(tokens=[outcome.token], origins=[Origin.TARGET], verification=verifying.span)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from specbranch.errors import InputError
 from specbranch.lanes.base import Lane
 from specbranch.metrics import Round
+from specbranch.pace import Pace
 from specbranch.sequence import Sequence
+
+MOST_GAMMA = 15  # of γ = auto: with the last committed token a chain fills a fixed width of 16
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,8 @@ class DecodingOptions:
     """How much to draft.
 
     Attributes:
-        gamma: γ, most tokens drafted ahead in one round.
+        gamma: γ, most tokens drafted ahead in one round; `auto` follows the measured c, so that
+            the draft is done when the target is, and stops a branch stage when that is verified.
         epsilon: ε, draft confidence below which a position is uncertain.
         k_max: most branches at a branch point.
 
@@ -25,13 +29,13 @@ class DecodingOptions:
         InputError: a value out of its range.
     """
 
-    gamma: int = 8
-    epsilon: float = 0.4
+    gamma: int | Literal["auto"] = 8
+    epsilon: float = 0.2
     k_max: int = 10
 
     def __post_init__(self) -> None:
         checks = [
-            ("gamma", self.gamma >= 1, "1 or more"),
+            ("gamma", self.gamma == "auto" or self.gamma >= 1, "1 or more, or auto"),
             ("epsilon", 0 <= self.epsilon <= 1, "between 0 and 1"),
             ("k_max", self.k_max >= 1, "1 or more"),
         ]
@@ -39,21 +43,28 @@ class DecodingOptions:
             if not valid:
                 raise InputError(f"{name} must be {expected}, not {getattr(self, name)!r}")
 
+    def gamma_at(self, pace: Pace) -> int:
+        """γ, given how fast the lanes are."""
+        if self.gamma != "auto":
+            return self.gamma
+        return MOST_GAMMA if pace.c is None else max(1, min(int(pace.c), MOST_GAMMA))
+
     @property
     def branch_tokens(self) -> int:
         """Most tokens that the branches of one round hold together."""
-        return self.k_max * (self.gamma + 1)
+        return self.k_max * ((MOST_GAMMA if self.gamma == "auto" else self.gamma) + 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lanes:
-    """The two lanes of a pair; plain decoding has no draft."""
+    """The two lanes of a pair, and how fast they are; plain decoding has no draft."""
 
     target: Lane
     draft: Lane | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def all(self) -> list[Lane]:
-        return [lane for f in fields(self) if (lane := getattr(self, f.name)) is not None]
+        return [lane for lane in (self.target, self.draft) if lane is not None]
 
 
 class Decoder(Protocol):

@@ -21,26 +21,28 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
     resolution = Resolution(sequence.length)
     chain: Chain | None = None
     while not sequence.finished:
-        draft_stage = chain is None
+        drafting = branching = None
         if chain is None:
-            gamma = min(options.gamma, sequence.remaining - 1)
-            chain = lanes.draft.submit(
-                "draft", sequence.id, resolution, gamma, options.epsilon
-            ).result()
+            gamma = min(options.gamma_at(lanes.pace), sequence.remaining - 1)
+            drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, options.epsilon)
+            chain = drafting.result()
             resolution = Resolution(sequence.length + len(chain.tokens))
 
         # Branch stage: both lanes at once. Branches serve only if text follows the branch point.
         after_branch_point = sequence.remaining - len(chain.tokens) - 1
         ends = bool(chain.tokens) and chain.tokens[-1] in sequence.stop_ids
-        branching = None
         if after_branch_point > 0 and not ends:
-            gamma = min(options.gamma, after_branch_point - 1)
+            gamma = min(options.gamma_at(lanes.pace), after_branch_point - 1)
             branching = lanes.draft.submit(
                 "branch", sequence.id, resolution, gamma, options.k_max, options.epsilon
             )
-        verification = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
+        verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
+        if branching and options.gamma == "auto":
+            verifying.result()
+            branching.stop()
         branches: list[Branch] = branching.result() if branching else []
-        outcome: Verification = verification.result()
+        outcome: Verification = verifying.result()
+        lanes.pace.observe(verifying.span, branching.span if branching else None)
 
         # Resolve
         accepted, whole = outcome.accepted, outcome.accepted == len(chain.tokens)
@@ -51,12 +53,16 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         before = sequence.length
         committed = sequence.commit(tokens, origins)
         done = Round(
-            draft_stage=draft_stage,
+            draft_stage=drafting is not None,
             chain=len(chain.tokens),
             branches=len(branches),
+            branch_tokens=sum(map(len, branches)),
             accepted=accepted,
             tokens=tokens[:committed],
             origins=[*origins[:committed]],
+            drafting=drafting.span if drafting else None,
+            branching=branching.span if branching else None,
+            verification=verifying.span,
         )
         used = min(accepted, committed)
         done.fates = Fates(

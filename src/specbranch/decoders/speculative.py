@@ -15,11 +15,12 @@ def speculative(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> I
     assert lanes.draft is not None
     resolution = Resolution(sequence.length)
     while not sequence.finished:
-        gamma = min(options.gamma, sequence.remaining - 1)
-        chain: Chain = lanes.draft.submit("draft", sequence.id, resolution, gamma, 0.0).result()
-        outcome: Verification = lanes.target.submit(
-            "verify", sequence.id, chain.tokens, chain.log_q
-        ).result()
+        gamma = min(options.gamma_at(lanes.pace), sequence.remaining - 1)
+        drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, 0.0)
+        chain: Chain = drafting.result()
+        verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
+        outcome: Verification = verifying.result()
+        lanes.pace.observe(verifying.span, drafting.span)
 
         drafted, accepted = len(chain.tokens), outcome.accepted
         resolution = Resolution(sequence.length + accepted, [outcome.token])
@@ -35,4 +36,6 @@ def speculative(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> I
             tokens=tokens[:committed],
             origins=[*origins[:committed]],
             fates=Fates(accepted=used, rolled_back=drafted - accepted, in_flight=accepted - used),
+            drafting=drafting.span,
+            verification=verifying.span,
         )

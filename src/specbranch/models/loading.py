@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,14 +27,27 @@ from specbranch.zoo import BUNDLED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+# `transformers` patches torch's modules while it loads a model: two threads would mix them up.
+_one_at_a_time = threading.Lock()
+
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model in evaluation mode, and the tokenizer that lies beside it."""
+class ModelSpec:
+    """Which model to load, and how; can be sent to where the model will run.
+
+    Attributes:
+        name: a bundled model's name, a folder, or a name on the Hugging Face hub.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        device: `auto` or a `torch` device.
+        sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
+        width: of the runner's forwards (see `CausalRunner`).
+    """
 
     name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    dtype: str = "auto"
+    device: str = "auto"
+    sharded: bool = False
+    width: int | None = None
 
 
 def resolve(name: str) -> str:
@@ -41,8 +55,8 @@ def resolve(name: str) -> str:
     return str(BUNDLED.get(name, name))
 
 
-def pick_device(device: str) -> torch.device:
-    """`auto` is the first GPU if there is one.
+def named_device(device: str) -> torch.device:
+    """`auto` is the first GPU if there is one. Nothing is allocated on the device.
 
     Raises:
         InputError: the device does not exist here.
@@ -56,6 +70,18 @@ def pick_device(device: str) -> torch.device:
     count = torch.cuda.device_count()
     if picked.type == "cuda" and (picked.index or 0) >= count:
         raise InputError(f"device '{device}' is not here: this machine has {count} CUDA device(s)")
+    return picked
+
+
+def pick_device(device: str) -> torch.device:
+    """As `named_device`, after a trial.
+
+    Raises:
+        InputError: the device does not exist here, or does not work.
+    """
+    picked = named_device(device)
+    if device == "auto":
+        return picked
     try:
         torch.zeros(1, device=picked).item()
     except (RuntimeError, AssertionError):
@@ -132,63 +158,76 @@ def _quiet(name: str) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load(name: str, dtype: str = "auto", device: str = "auto", sharded: bool = False) -> Loaded:
-    """Load a causal LM and its tokenizer.
-
-    Args:
-        name: a bundled model's name, a folder, or a name on the Hugging Face hub.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        device: `auto` or a `torch` device.
-        sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
-
-    Raises:
-        InputError: no such model, or its files are broken.
-        UnsupportedModelError: it cannot be decoded losslessly here.
-    """
+@contextmanager
+def _explained(name: str) -> Iterator[str]:
+    """Yields the folder or hub name; whatever loading raises becomes one line that says why."""
     where = resolve(name)
     if name in BUNDLED and not Path(where).is_dir():
         raise InputError(
             f"the bundled model '{name}' is missing from {where}: reinstall specbranch"
         )
-    placed = pick_device(device)
     try:
         with _quiet(name):
-            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
-            check_cache(config, name)
-            # Attention is `sdpa`, or `eager` where an architecture has nothing else.
-            model, report = AutoModelForCausalLM.from_pretrained(
-                where,
-                dtype=pick_dtype(dtype, config, placed),
-                device_map="auto" if sharded else None,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-            lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-            if lacking:
-                raise InputError(
-                    f"the weights of {name} do not fit its configuration: {len(lacking)} missing "
-                    f"or of another shape, {min(lacking)} first; copy or download it again"
-                )
-            tokenizer = _load_tokenizer(name, where)
+            yield where
     except SpecBranchError:
         raise
     # Files from elsewhere break in more ways than `transformers` and what it calls have names for.
     except Exception as error:
         raise InputError(_why(name, where, error)) from error
-    return Loaded(name, (model if sharded else model.to(placed)).eval(), tokenizer)
 
 
-def _load_tokenizer(name: str, where: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise
-        raise InputError(
-            f"the tokenizer of {name} is missing or broken ({one_line(error)}): "
-            "copy or download its tokenizer.json again"
-        ) from error
+def load_model(spec: ModelSpec) -> PreTrainedModel:
+    """Load a causal LM in evaluation mode.
+
+    Raises:
+        InputError: no such model, or its files are broken.
+        UnsupportedModelError: it cannot be decoded losslessly here.
+    """
+    placed = pick_device(spec.device)
+    with _one_at_a_time, _explained(spec.name) as where:
+        config = _load_config(spec.name, where)
+        # Attention is `sdpa`, or `eager` where an architecture has nothing else.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=pick_dtype(spec.dtype, config, placed),
+            device_map="auto" if spec.sharded else None,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+        lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+        if lacking:
+            raise InputError(
+                f"the weights of {spec.name} do not fit its configuration: {len(lacking)} missing "
+                f"or of another shape, {min(lacking)} first; copy or download it again"
+            )
+        return (model if spec.sharded else model.to(placed)).eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside a model, after a look at the model's configuration.
+
+    Raises:
+        InputError: no such model, or its tokenizer is broken.
+        UnsupportedModelError: the model cannot be decoded losslessly.
+    """
+    with _explained(name) as where:
+        _load_config(name, where)
+        try:
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise
+            raise InputError(
+                f"the tokenizer of {name} is missing or broken ({one_line(error)}): "
+                "copy or download its tokenizer.json again"
+            ) from error
+
+
+def _load_config(name: str, where: str) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    check_cache(config, name)
+    return config
 
 
 def _why(name: str, where: str, error: Exception) -> str:
@@ -219,18 +258,20 @@ def one_line(error: Exception) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def check_vocabularies(target: Loaded, draft: Loaded) -> None:
+def check_vocabularies(
+    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
     """A pair must share its tokens: a draft's token id means the same to the target.
 
     Raises:
         InputError: the tokenizers differ.
     """
-    ours, theirs = target.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
+    ours, theirs = target.get_vocab(), draft.get_vocab()
     if ours == theirs:
         return
     differing = sum(ours.get(token) != i for token, i in theirs.items())
     raise InputError(
-        f"different vocabularies: {target.name} has {len(ours)} tokens, {draft.name} has "
+        f"different vocabularies: {names[0]} has {len(ours)} tokens, {names[1]} has "
         f"{len(theirs)}, {differing} of them unknown to the target or under another id; "
         "choose a draft of the target's own family"
     )

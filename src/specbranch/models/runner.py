@@ -32,10 +32,35 @@ class State:
     """One sequence: a trunk in slots ``0 … length − 1``, and branches in the slots after it."""
 
     slab: Slab
+    width: int | None
     length: int = 0
     used: int = 0
     branches: dict[int, Branch] = field(default_factory=dict)
     next_branch: int = 0
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model is.
+
+    Attributes:
+        name: as given by the user.
+        architecture: `transformers`' model type.
+        vocabulary: number of logits.
+        positions: most tokens of a text.
+        eos_ids: tokens that end a text.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    dtype: str
+    device: str
+    vocabulary: int
+    positions: int
+    eos_ids: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -60,15 +85,10 @@ class CausalRunner:
 
     Args:
         model: a causal LM in evaluation mode, with `sdpa` or `eager` attention.
-        width: with a number, every forward of `run` has exactly this many tokens (padded, or
-            split) over the whole slab, so that the same kernels round the same way however many
-            tokens are new: a token's logits are then bit-identical whether it was run alone or in
-            a chain. None runs the tokens as they come, over the filled part of the slab.
     """
 
-    def __init__(self, model: PreTrainedModel, width: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.width = width
         self.device: torch.device = model.device
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
@@ -78,13 +98,36 @@ class CausalRunner:
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._states: dict[int, State] = {}
 
-    def open(self, sequence: int, capacity: int) -> None:
+    def describe(self, name: str) -> ModelFacts:
+        """What the model, called `name` by the user, is."""
+        config = self.model.config.get_text_config()
+        generation = self.model.generation_config
+        eos = generation.eos_token_id if generation is not None else None
+        return ModelFacts(
+            name,
+            config.model_type,
+            self.model.num_parameters(),
+            self.layers,
+            config.hidden_size,
+            str(self.model.dtype).removeprefix("torch."),
+            str(self.device),
+            self.vocabulary,
+            self.positions,
+            frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
+        )
+
+    def open(self, sequence: int, capacity: int, width: int | None = None) -> None:
         """Start the empty sequence `sequence` that will hold at most `capacity` tokens at once.
 
-        Trunk and branches count together; a fixed width needs no allowance for its padding.
+        Args:
+            capacity: trunk and branches together; padding to a fixed width needs no allowance.
+            width: with a number, every forward of `run` has exactly this many tokens (padded, or
+                split) over the whole slab, so that the same kernels round the same way however
+                many tokens are new: a token's logits are then bit-identical whether it was run
+                alone or in a chain. None runs the tokens as they come, over the filled part.
         """
-        slab = Slab(self.layers, capacity + (self.width or 0))
-        self._states[sequence] = State(slab)
+        slab = Slab(self.layers, capacity + (width or 0))
+        self._states[sequence] = State(slab, width)
 
     def close(self, sequence: int) -> None:
         """Forget the sequence and free its cache."""
@@ -108,7 +151,7 @@ class CausalRunner:
             layers: K, how many of the last layers' hidden states to return.
         """
         state = self._states[sequence]
-        chunk = self.width or len(tokens)
+        chunk = state.width or len(tokens)
         parts = []
         for start in range(0, len(tokens), chunk):
             new = list(tokens[start : start + chunk])
@@ -188,7 +231,7 @@ class CausalRunner:
         start, count = state.length, len(tokens)
         state.length = state.used = start + count
         rows = count + pad
-        extent = state.slab.capacity if self.width else start + rows
+        extent = state.slab.capacity if state.width else start + rows
         columns = torch.arange(extent)
         mask = columns[None, :] <= torch.arange(start, start + rows)[:, None]
         slots = list(range(start, start + rows))

@@ -12,7 +12,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @torch.inference_mode()
-def check_runner(runner: CausalRunner, name: str) -> None:
+def check_runner(runner: CausalRunner, name: str, width: int | None = None) -> None:
     """Run, fork, step, keep and rewind a few tokens; compare with a fresh forward over them.
 
     Raises:
@@ -21,7 +21,7 @@ def check_runner(runner: CausalRunner, name: str) -> None:
     """
     tokens = [3, 1, 4, 1, 5, 9, 2]
     sequence = -1
-    runner.open(sequence, 16)
+    runner.open(sequence, 16, width)
     try:
         runner.run(sequence, tokens[:4])
         runner.rewind(sequence, 3)

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from specbranch.branching import branch_count, candidates, confidence
-from specbranch.models.runner import CausalRunner
+from specbranch.lanes.base import Worker
+from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.sampling import DRAFT, Chooser, SamplingParams, make_chooser, warp
 from specbranch.workers.messages import Branch, Chain, Opening, Resolution
 
@@ -31,6 +32,7 @@ class Text:
 
     Attributes:
         tokens: committed text and chain. The cache may lag behind them.
+        vocabulary: the target's number of logits.
         logits: raw logits ``[vocabulary]`` after the tokens of the given count, where known.
         branches: the last branch stage's.
     """
@@ -40,6 +42,7 @@ class Text:
     chooser: Chooser
     processors: LogitsProcessorList
     stop_ids: frozenset[int]
+    vocabulary: int
     logits: dict[int, Tensor] = field(default_factory=dict)
     branches: list[Path] = field(default_factory=list)
 
@@ -48,40 +51,40 @@ class Text:
         return not self.params.greedy and self.params.acceptance == "rejection"
 
 
-class DraftWorker:
+class DraftWorker(Worker):
     """Holds the draft, and a tree of what it drafted.
 
     Args:
         runner: the draft model.
-        vocabulary: the target's number of logits; the draft's are cut or padded to it.
-        readable: the draft's own number of token ids. Where pairs pad one tokenizer's vocabulary
-            differently, the target may in principle say a padding id that the draft lacks.
-        branch_tokens: most tokens that the branches of one round hold together.
+        name: of the model.
     """
 
-    def __init__(
-        self, runner: CausalRunner, vocabulary: int, readable: int, branch_tokens: int = 256
-    ) -> None:
+    def __init__(self, runner: CausalRunner, name: str = "draft") -> None:
         self._runner = runner
-        self._vocabulary = vocabulary
-        self._readable = readable
-        self._branch_tokens = branch_tokens
+        self._name = name
         self._texts: dict[int, Text] = {}
         self._drafted: dict[int, int] = {}
+
+    def describe(self) -> ModelFacts:
+        """What the model is."""
+        return self._runner.describe(self._name)
 
     def open(self, sequence: int, opening: Opening) -> None:
         """Read the prompt, all but its last token, into the cache."""
         params = opening.params
-        self._runner.open(sequence, opening.capacity + self._branch_tokens)
+        self._runner.open(sequence, opening.capacity + opening.branch_tokens)
         self._texts[sequence] = Text(
             list(opening.prompt),
             params,
             make_chooser(params),
             params.processors(),
             opening.stop_ids,
+            opening.vocabulary,
         )
         self._drafted[sequence] = 0
-        self._runner.prefill(sequence, self._read(opening.prompt[:-1]))
+        if read := opening.prompt[:-1]:
+            self._runner.prefill(sequence, self._read(read))
+            self.meter(len(read))
 
     def close(self, sequence: int) -> int:
         """Forget the sequence; returns how many tokens were drafted for it."""
@@ -121,7 +124,8 @@ class DraftWorker:
 
         All branches grow together, one batched forward a step, over the one cache of the text
         they share. A branch stops growing at `gamma` tokens after its candidate, at the first
-        position whose confidence is below `epsilon`, or at a token that ends the text.
+        position whose confidence is below `epsilon`, or at a token that ends the text; all stop
+        when the lane is told to.
         """
         text = self._texts[sequence]
         self._resolve(sequence, text, resolution)
@@ -134,14 +138,15 @@ class DraftWorker:
         text.branches = [Path(i, [token]) for i, token in zip(ids, chosen, strict=True)]
         growing = [p for p in text.branches if p.tokens[0] not in text.stop_ids]
         for _ in range(gamma):
-            if not growing:
+            if not growing or self.stopped():
                 break
             last = self._read([path.tokens[-1] for path in growing])
             ids = [path.id for path in growing]
             rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
+            self.meter(len(ids))
             still = []
             for path, raw in zip(growing, rows, strict=True):
-                after = self._fit(raw)
+                after = self._fit(text, raw)
                 path.logits.append(after)
                 value = confidence(after)
                 if value < epsilon:
@@ -183,7 +188,8 @@ class DraftWorker:
             covered = min(self._runner.length(sequence), count - 1)
             self._runner.rewind(sequence, covered)
             lacking = self._read(text.tokens[covered:])
-            text.logits[count] = self._fit(self._runner.run(sequence, lacking).logits[-1])
+            text.logits[count] = self._fit(text, self._runner.run(sequence, lacking).logits[-1])
+            self.meter(len(lacking))
         return text.logits[count]
 
     def _choose(self, text: Text, logits: Tensor, context: list[int]) -> tuple[int, Tensor]:
@@ -191,15 +197,18 @@ class DraftWorker:
         return text.chooser.token(log_q, len(context), DRAFT), log_q
 
     def _read(self, tokens: list[int]) -> list[int]:
-        return [min(token, self._readable - 1) for token in tokens]
+        """Where pairs pad one vocabulary differently, the target may say an id the draft lacks."""
+        return [min(token, self._runner.vocabulary - 1) for token in tokens]
 
-    def _fit(self, logits: Tensor) -> Tensor:
+    @staticmethod
+    def _fit(text: Text, logits: Tensor) -> Tensor:
         """Pairs of one tokenizer may pad their vocabularies differently: use the target's size."""
-        lacking = self._vocabulary - logits.shape[-1]
+        lacking = text.vocabulary - logits.shape[-1]
         if lacking > 0:
             return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
-        return logits[: self._vocabulary]
+        return logits[: text.vocabulary]
 
     @staticmethod
     def _stacked(text: Text, rows: list[Tensor]) -> Tensor | None:
-        return torch.stack(rows) if rows and text.sends_log_q else None
+        """Rows that may be sent to another process."""
+        return torch.stack(rows).cpu() if rows and text.sends_log_q else None

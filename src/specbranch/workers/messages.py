@@ -16,13 +16,19 @@ class Opening:
     Attributes:
         prompt: token ids, at least one.
         capacity: most tokens the text can come to, prompt included.
+        vocabulary: the target's number of logits; the draft's are cut or padded to it.
         stop_ids: tokens after which nothing need be drafted.
+        branch_tokens: most tokens that the branches of one round hold together.
+        width: tokens of every target forward; None runs them as they come.
     """
 
     prompt: list[int]
     params: SamplingParams
     capacity: int
+    vocabulary: int
     stop_ids: frozenset[int] = frozenset()
+    branch_tokens: int = 0
+    width: int | None = None
 
 
 @dataclass(frozen=True)

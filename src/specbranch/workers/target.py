@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from specbranch.models.runner import CausalRunner
+from specbranch.lanes.base import Worker
+from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.sampling import Chooser, SamplingParams, make_chooser, warp
 from specbranch.verify import verify_matching, verify_rejection
 from specbranch.workers.messages import Opening, Verification
@@ -23,29 +24,43 @@ class Text:
     processors: LogitsProcessorList
 
 
-class TargetWorker:
+class TargetWorker(Worker):
     """Holds the target and the committed text; verifies chains.
 
     Args:
         runner: the target model.
+        name: of the model.
     """
 
-    def __init__(self, runner: CausalRunner) -> None:
+    def __init__(self, runner: CausalRunner, name: str = "target") -> None:
         self._runner = runner
+        self._name = name
         self._texts: dict[int, Text] = {}
+
+    def describe(self) -> ModelFacts:
+        """What the model is."""
+        return self._runner.describe(self._name)
 
     def open(self, sequence: int, opening: Opening) -> None:
         """Read the prompt, all but its last token, into the cache."""
         params = opening.params
-        self._runner.open(sequence, opening.capacity)
+        self._runner.open(sequence, opening.capacity, opening.width)
         self._texts[sequence] = Text(
             list(opening.prompt), params, make_chooser(params), params.processors()
         )
-        self._runner.prefill(sequence, opening.prompt[:-1])
+        if read := opening.prompt[:-1]:
+            self._runner.prefill(sequence, read)
+            self.meter(len(read))
 
     def close(self, sequence: int) -> None:
         self._runner.close(sequence)
         del self._texts[sequence]
+
+    def rewind(self, sequence: int, length: int) -> None:
+        """Forget what was committed after the text's first `length` tokens."""
+        text = self._texts[sequence]
+        del text.tokens[length:]
+        self._runner.rewind(sequence, length - 1)
 
     def verify(self, sequence: int, chain: list[int], log_q: Tensor | None = None) -> Verification:
         """One forward over the last committed token and the chain; commits what it decides.
@@ -56,6 +71,7 @@ class TargetWorker:
         """
         text = self._texts[sequence]
         logits = self._runner.run(sequence, [text.tokens[-1], *chain]).logits
+        self.meter(1 + len(chain))
         position = len(text.tokens)
         contexts = [text.tokens + chain[:i] for i in range(len(chain) + 1)]
         log_p = warp(logits, contexts, text.processors)

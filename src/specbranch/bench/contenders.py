@@ -1,0 +1,89 @@
+"""Who takes part in a comparison, and on which lanes each is at its fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from specbranch.decoders import DecodingOptions
+from specbranch.llm import LLM, Prompt, RequestOutput
+from specbranch.sampling import SamplingParams
+
+PLAIN = "plain decoding"
+SPECBRANCH = "SpecBranch"
+IN_TURN = "SpecBranch, models in turn on all cores"
+ON_SHARE = "plain decoding on the target's share of the cores"
+FIXED_WIDTH = "plain decoding at the fixed width, on the target's share of the cores"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to decode.
+
+    Attributes:
+        llm: on the lanes where the method is at its fastest.
+        competes: whether it is a row of the table, or only there to be compared with.
+    """
+
+    label: str
+    llm: LLM
+    method: str
+    options: DecodingOptions
+    competes: bool = True
+
+    def generate(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
+        """Decode one prompt."""
+        return self.llm.generate([prompt], params, method=self.method, options=self.options)[0]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair of models, on two kinds of lanes.
+
+    Attributes:
+        in_turn: one model at a time, with all cores.
+        parallel: both at the same time, each with its share of the cores.
+    """
+
+    in_turn: LLM
+    parallel: LLM
+
+    @classmethod
+    def load(cls, make: Callable[[str], LLM], lanes: str) -> Pair:
+        """Load the pair for both; `make` loads it on the given kind of lanes."""
+        parallel = make(lanes)
+        # On a virtual clock nothing depends on who has which cores.
+        one = parallel.lanes in ("inline", "virtual")
+        return cls(parallel if one else make("inline"), parallel)
+
+    def close(self) -> None:
+        """Release all lanes."""
+        self.parallel.close()
+        if self.in_turn is not self.parallel:
+            self.in_turn.close()
+
+    def lineup(self, options: DecodingOptions) -> list[Contender]:
+        """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
+        gamma = options.gamma
+        pearl = replace(options, epsilon=0.0, k_max=1)
+        return [
+            Contender(PLAIN, self.in_turn.plain(), "autoregressive", options),
+            Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", options),
+            Contender(f"PEARL-like, γ = {gamma}", self.parallel, "specbranch", pearl),
+            Contender(SPECBRANCH, self.parallel, "specbranch", options),
+        ]
+
+    def field(self, options: DecodingOptions) -> list[Contender]:
+        """The line-up, SpS with short chains, and what the lanes themselves are measured by."""
+        contenders = self.lineup(options)
+        if options.gamma != 4:
+            short = replace(options, gamma=4)
+            contenders.insert(1, Contender("SpS, γ = 4", self.in_turn, "speculative", short))
+        kept = self.parallel.on_target_share()
+        contenders.append(Contender(FIXED_WIDTH, kept, "autoregressive", options, competes=False))
+        if self.in_turn is not self.parallel:
+            contenders += [
+                Contender(IN_TURN, self.in_turn, "specbranch", options, competes=False),
+                Contender(ON_SHARE, kept.plain(), "autoregressive", options, competes=False),
+            ]
+        return contenders

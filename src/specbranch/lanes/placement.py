@@ -1,0 +1,157 @@
+"""Which cores each lane gets: decided here alone, from the machine that is found."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from specbranch.errors import InputError
+
+
+@dataclass(frozen=True)
+class Share:
+    """A lane's share of the machine's cores.
+
+    Attributes:
+        threads: for computing.
+        cores: numbers as the operating system has them; empty leaves the choice to it.
+    """
+
+    threads: int
+    cores: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        if not self.cores:
+            return f"{threads}, any core"
+        named = ",".join(map(str, self.cores))
+        return f"{threads} on core{'s' if len(self.cores) > 1 else ''} {named}"
+
+    def take(self) -> None:
+        """Give this process, all its threads included, this share and no more."""
+        if self.cores:
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(thread), self.cores)
+        torch.set_num_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Shares of a pair's lanes.
+
+    Attributes:
+        target, draft: while both work at the same time.
+        alone: of either while the other waits.
+    """
+
+    target: Share
+    draft: Share
+    alone: Share
+
+    def share(self, lane: str, overlap: bool) -> Share:
+        """Of the lane `target` or `draft`, working beside the other one or in turn with it."""
+        if not overlap:
+            return self.alone
+        return self.target if lane == "target" else self.draft
+
+
+def parse_cores(given: str) -> tuple[int, ...]:
+    """Core numbers from a list as `taskset` takes it: ``0-3,6``.
+
+    Raises:
+        InputError: not such a list, or cores that this process may not use.
+    """
+    if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", given):
+        raise InputError(f"cores must be a list such as 0-3,6, not '{given}'")
+    cores = _parse_list(given)
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError("this operating system does not let a program choose its cores")
+    if lacking := set(cores) - os.sched_getaffinity(0):
+        named = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        raise InputError(f"core {min(lacking)} is not there: this process may use {named}")
+    return cores
+
+
+def available() -> Share:
+    """All that this process may use: one thread for each physical core."""
+    if not hasattr(os, "sched_getaffinity"):
+        return Share(torch.get_num_threads())
+    cores = os.sched_getaffinity(0)
+    # Two hardware threads of a core share its arithmetic units: one of them saturates those.
+    physical = tuple(sorted({min(_siblings(core) & cores) for core in cores}))
+    quota = _quota()
+    if quota is not None and quota < len(physical):
+        # A container's quota is of time, not of cores: others may be on any of them.
+        return Share(max(1, int(quota)))
+    return Share(len(physical), physical)
+
+
+def place(
+    target_device: torch.device,
+    draft_device: torch.device,
+    target_cores: str | None = None,
+    draft_cores: str | None = None,
+) -> Placement:
+    """Divide the cores between two lanes that work at the same time.
+
+    A lane on a GPU needs one core, to launch its kernels. Of two lanes on the CPU the draft, whose
+    matrices are too small to be divided far, gets a fourth of the cores, one at least.
+
+    Args:
+        target_cores, draft_cores: lists of cores (see `parse_cores`) that override this.
+    """
+    everything = available()
+    count = everything.threads
+    if draft_device.type != "cpu":
+        for_draft = 1
+    elif target_device.type != "cpu":
+        for_draft = max(1, count - 1)
+    else:
+        for_draft = max(1, count // 4)
+    for_target = max(1, count - for_draft) if target_device.type == "cpu" else 1
+    cores = everything.cores
+    if len(cores) >= 2:
+        target = Share(for_target, cores[:for_target])
+        draft = Share(for_draft, cores[-for_draft:])
+    else:
+        target, draft = Share(for_target), Share(for_draft)
+    if target_cores is not None:
+        chosen = parse_cores(target_cores)
+        target = Share(len(chosen), chosen)
+    if draft_cores is not None:
+        chosen = parse_cores(draft_cores)
+        draft = Share(len(chosen), chosen)
+    if target_cores is not None or draft_cores is not None:
+        both = tuple(sorted({*target.cores, *draft.cores}))
+        return Placement(target, draft, Share(len(both), both))
+    return Placement(target, draft, everything)
+
+
+def _siblings(core: int) -> set[int]:
+    """Hardware threads of the same physical core, `core` included."""
+    file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    try:
+        return set(_parse_list(file.read_text().strip()))
+    except (OSError, ValueError):
+        return {core}
+
+
+def _parse_list(given: str) -> tuple[int, ...]:
+    cores: set[int] = set()
+    for part in given.split(","):
+        first, _, last = part.partition("-")
+        cores |= set(range(int(first), int(last or first) + 1))
+    return tuple(sorted(cores))
+
+
+def _quota() -> float | None:
+    """Cores' worth of time that a container may use; None is no limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None

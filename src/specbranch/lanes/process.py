@@ -1,0 +1,261 @@
+"""The process lane: a process of its own, on its own cores or its own GPU.
+
+The worker's process is a plain Python interpreter that gets everything over one socket: no fork of
+a program that may hold locks or a GPU, no import of the user's script, no shared memory. It ends
+when the socket closes, so it cannot outlive the program that started it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from specbranch.errors import LaneError
+from specbranch.lanes.base import Call, Host, Reply, Worker
+from specbranch.lanes.placement import Share
+
+TIMEOUT = 600.0  # seconds; reading a long prompt on a slow CPU takes minutes
+
+
+@dataclass(frozen=True)
+class Making:
+    """The first message to the process: what to host."""
+
+    make_worker: Callable[[], Worker]
+    name: str
+    share: Share
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A call, to be answered by a `Reply`."""
+
+    number: int
+    method: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The call of that number should end early."""
+
+    number: int
+
+
+class Channel:
+    """Sends and receives Python objects over a socket."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._connection = Connection(descriptor)
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def send(self, message: object) -> None:
+        self._connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+    def receive(self) -> Any:
+        return pickle.loads(self._connection.recv_bytes())
+
+    def waiting(self, seconds: float | None = 0.0) -> bool:
+        """Whether a message, or the end of the channel, comes within that time; None waits."""
+        return bool(self._poll.poll(None if seconds is None else seconds * 1000))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class ProcessCall(Call):
+    """A call whose reply is read from the socket by whoever waits for it."""
+
+    def __init__(self, lane: ProcessLane, number: int) -> None:
+        super().__init__()
+        self._lane = lane
+        self.number = number
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._lane.wait(self)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._lane.wait(self)
+        return super().exception(timeout)
+
+    def stop(self) -> None:
+        if not self.done():
+            self._lane.stop(self.number)
+
+
+class ProcessLane:
+    """A worker in a process of its own; one message each way a call. For one thread.
+
+    Args:
+        make_worker: called in that process; anything that `pickle` can send by name.
+        name: of the lane.
+        share: cores and threads of that process.
+        timeout: seconds after which a call that got no answer is given up, and the process ended;
+            making the worker may take longer.
+    """
+
+    def __init__(
+        self,
+        make_worker: Callable[[], Worker],
+        name: str,
+        share: Share,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.name = name
+        self._timeout = timeout
+        self._calls: deque[ProcessCall] = deque()
+        self._numbers = itertools.count()
+        self._made = False
+        self._failure: LaneError | None = None
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours.detach())
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._send(Making(make_worker, name, share))
+
+    def submit(self, method: str, *args: Any) -> Call:
+        call = ProcessCall(self, next(self._numbers))
+        self._calls.append(call)
+        self._send(Asking(call.number, method, args))
+        return call
+
+    def occupy(self, share: Share) -> None:
+        self._send(share)
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def close(self) -> None:
+        if self._failure is None:
+            self._fail("was closed")
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self, number: int) -> None:
+        """Tell the process that the reply to a call is wanted now."""
+        self._send(Stopping(number))
+
+    def wait(self, call: ProcessCall) -> None:
+        """Read replies until that of `call` is among them."""
+        while not call.done():
+            self._receive()
+
+    def _send(self, message: object) -> None:
+        if self._failure is not None:
+            self._drop_calls()
+            return
+        try:
+            self._channel.send(message)
+        except OSError as error:
+            self._died(error)
+
+    def _receive(self) -> None:
+        try:
+            if not self._channel.waiting(self._timeout if self._made else None):
+                self._process.kill()
+                self._fail(f"did not answer for {self._timeout:g} s and was ended")
+                return
+            reply: Reply = self._channel.receive()
+        except (EOFError, OSError) as error:
+            self._died(error)
+        except BaseException:  # an interrupt: the rest of the message would be taken for the next
+            self._fail("was interrupted in the middle of an answer")
+            raise
+        else:
+            self._made = True
+            reply.settle(self._calls.popleft())
+
+    def _died(self, error: Exception) -> None:
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._fail(f"broke its connection ({error})")
+            return
+        if code == -signal.SIGKILL:
+            self._fail("died: its process was killed (out of memory?)")
+        elif code < 0:
+            self._fail(f"died: its process got {signal.Signals(-code).name}")
+        else:
+            self._fail(f"died: its process ended with exit code {code}")
+
+    def _fail(self, how: str) -> None:
+        self._failure = LaneError(self.name, how)
+        self._channel.close()
+        self._drop_calls()
+
+    def _drop_calls(self) -> None:
+        while self._calls:
+            self._calls.popleft().set_exception(self._failure)
+
+
+_PROGRAM = "import sys; from specbranch.lanes.process import serve; serve(int(sys.argv[1]))"
+
+
+def serve(descriptor: int) -> None:
+    """The lane's process: make the worker and then its calls, until the other end closes.
+
+    If the worker cannot be made, every call is answered with the reason.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the program, which closes its lanes
+    channel = Channel(descriptor)
+    try:
+        _Server(channel).run()
+    except (EOFError, OSError):  # the program closed the lane, or is gone
+        os._exit(0)  # at once: there is nothing to put in order
+
+
+class _Server:
+    """The other end of a `ProcessLane`."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting: deque[Asking | Stopping | Share] = deque()
+
+    def run(self) -> None:
+        making: Making = self._channel.receive()
+        making.share.take()
+        host = Host(making.name, making.make_worker)
+        while True:
+            message = self._waiting.popleft() if self._waiting else self._channel.receive()
+            if isinstance(message, Share):
+                message.take()
+            elif isinstance(message, Asking):
+                stopped = partial(self._stopped, Stopping(message.number))
+                self._reply(host.name, host.run(message.method, message.args, stopped))
+            # else it is a stop that came after the end of its call
+
+    def _stopped(self, asked: Stopping) -> bool:
+        while self._channel.waiting():
+            self._waiting.append(self._channel.receive())
+        return asked in self._waiting
+
+    def _reply(self, name: str, reply: Reply) -> None:
+        try:
+            self._channel.send(reply)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            failure = LaneError(name, f"cannot send its answer: {error}")
+            self._channel.send(Reply(reply.span, error=failure))

@@ -1,0 +1,164 @@
+"""The pair on every kind of lane: the same text, whatever becomes of the draft's process."""
+
+import os
+import signal
+
+import pytest
+
+from specbranch import LLM, SamplingParams
+from specbranch.decoders import DECODERS, DecodingOptions
+from specbranch.errors import InputError, LaneError
+from specbranch.lanes.virtual import Profile
+from specbranch.timeline import target_idle
+from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
+
+PROMPTS = ["def quicksort(xs):", "The city of "]
+AUTO = DecodingOptions(gamma="auto", epsilon=0.1)
+GREEDY = SamplingParams(max_tokens=40)
+PARAMS = {"greedy": GREEDY, "sampled": SamplingParams(max_tokens=40, temperature=0.8, seed=5)}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Of plain decoding on inline lanes, by the name of their parameters."""
+    with LLM(lanes="inline") as llm:
+        return {
+            name: [
+                o.outputs[0].token_ids
+                for o in llm.generate(PROMPTS, params, method="autoregressive")
+            ]
+            for name, params in PARAMS.items()
+        }
+
+
+@pytest.mark.parametrize("lanes", ["inline", "thread", "process", "virtual"])
+def test_every_lane_gives_the_same_text(lanes, texts):
+    profile = Profile.of_ratio(8, branch_cost=0.03) if lanes == "virtual" else None
+    with LLM(lanes=lanes, profile=profile) as llm:
+        assert llm.lanes == lanes
+        for name, expected in texts.items():
+            for method in sorted(set(DECODERS) - {"autoregressive"}):
+                for options in (DecodingOptions(), AUTO):
+                    if method == "specbranch" or options is not AUTO:
+                        done = llm.generate(PROMPTS, PARAMS[name], method=method, options=options)
+                        assert [o.outputs[0].token_ids for o in done] == expected
+        # Plain decoding on all cores, and overlapped decoding after it.
+        plain = llm.plain().generate(PROMPTS, GREEDY)
+        assert all(o.metrics.target_calls == 40 for o in plain)
+        again = llm.generate(PROMPTS, GREEDY)
+        assert [o.outputs[0].token_ids for o in again] == texts["greedy"]
+
+
+def test_rejection_sampling_in_processes_gives_the_text_of_inline_lanes():
+    """Its messages hold the draft's distributions."""
+    params = SamplingParams(max_tokens=30, temperature=1.0, seed=1, acceptance="rejection")
+    found = []
+    for lanes in ("inline", "process"):
+        with LLM(lanes=lanes) as llm:
+            found.append(llm.generate(PROMPTS[0], params)[0].outputs[0].token_ids)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("after", [0, 1, 12])
+def test_a_lost_draft_costs_no_text(number, after, texts, caplog):
+    """Killed or frozen before the first token, after it, or amid the text."""
+    with LLM(lanes="process", lane_timeout=2) as llm:
+        draft = llm._lanes.draft._process
+        request = llm.request(PROMPTS[0], GREEDY)
+        if not after:
+            os.kill(draft.pid, number)
+        for _ in llm.stream_request(request):
+            if len(request.sequence.tokens) >= after and draft.poll() is None:
+                os.kill(draft.pid, number)
+        assert request.sequence.tokens == texts["greedy"][0]
+        assert request.metrics.committed == 40
+        draft.wait(timeout=10)
+        # Later requests are decoded plainly, without a further word.
+        assert llm.generate(PROMPTS[1], GREEDY)[0].outputs[0].token_ids == texts["greedy"][1]
+    [warning] = caplog.records
+    expected = "died: its process was killed" if number == signal.SIGKILL else "did not answer"
+    assert f"the draft lane {expected}" in warning.getMessage()
+    assert "going on with plain decoding" in warning.getMessage()
+
+
+def test_a_lost_target_is_an_error_that_keeps_the_text():
+    with LLM(lanes="process") as llm:
+        request = llm.request(PROMPTS[0], GREEDY)
+        stream = llm.stream_request(request)
+        next(stream)
+        os.kill(llm._lanes.target._process.pid, signal.SIGKILL)
+        with pytest.raises(LaneError, match="the target lane died"):
+            list(stream)
+        assert len(llm.output(request).outputs[0].token_ids) >= 1
+
+
+def test_errors_of_a_model_come_from_its_process(tmp_path):
+    folder = save_pair_half(tmp_path / "model", tiny_model("llama"), tiny_tokenizer())
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"the weights of .* are broken"):
+        LLM(target=folder, draft=folder, lanes="process")
+
+
+def memory(pid):
+    """Resident bytes of a process."""
+    with open(f"/proc/{pid}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_many_generations_leak_nothing(tmp_path):
+    """200 texts: no growth of memory beyond 5 %, no process and no shared memory left behind."""
+    target, draft = (
+        save_pair_half(tmp_path / name, tiny_model("llama", seed=seed), tiny_tokenizer())
+        for name, seed in (("target", 0), ("draft", 1))
+    )
+    shared = set(os.listdir("/dev/shm"))
+    params = SamplingParams(max_tokens=8, ignore_eos=True)
+    with LLM(target=target, draft=draft, lanes="process") as llm:
+        children = [lane._process.pid for lane in llm._lanes.all()]
+        everyone = [os.getpid(), *children]
+        for _ in range(50):
+            llm.generate([[3, 1, 4, 1, 5]], params)
+        before = [memory(pid) for pid in everyone]
+        for _ in range(200):
+            llm.generate([[3, 1, 4, 1, 5]], params)
+        for old, pid in zip(before, everyone, strict=True):
+            assert memory(pid) <= 1.05 * old
+    for pid in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+def test_virtual_time_is_deterministic_and_overlaps():
+    """With a target ten times slower than the draft, and with branches that cost nothing."""
+    params = SamplingParams(max_tokens=60)
+
+    def run(method, c):
+        with LLM(profile=Profile.of_ratio(c), lanes="virtual", gamma="auto", epsilon=0) as llm:
+            return llm.generate(PROMPTS[0], params, method=method)[0]
+
+    first, second = run("specbranch", 10), run("specbranch", 10)
+    assert first.rounds == second.rounds
+    assert first.metrics == second.metrics
+    plain = run("autoregressive", 10)
+    # 60 forwards of ten steps, after the prompt's, which the profile makes as dear as any other.
+    assert plain.metrics.seconds == pytest.approx((60 + 1) * 10e-3)
+    # A round lasts as long as its verification, unless the draft had to draft alone before it.
+    for done in first.rounds[1:]:
+        serial = done.drafting.seconds if done.drafting else 0
+        assert done.seconds == pytest.approx(serial + done.verification.seconds, abs=1.1e-3)
+    assert target_idle([first.rounds], steady=True) == pytest.approx(0, abs=1e-9)
+    # SpS, whose models take turns, waits a draft step for every token drafted.
+    sps = run("speculative", 10)
+    waited = sum(done.drafting.seconds for done in sps.rounds[1:])
+    assert target_idle([sps.rounds]) * sum(d.seconds for d in sps.rounds[1:]) == pytest.approx(
+        waited
+    )
+
+
+def test_virtual_lanes_need_a_profile():
+    with pytest.raises(InputError, match="virtual lanes take their times from a profile"):
+        LLM(lanes="virtual")
+    with pytest.raises(InputError, match="process lanes load their models by name"):
+        LLM.from_models(tiny_model("llama"), None, lanes="process")
