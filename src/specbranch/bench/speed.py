@@ -91,7 +91,10 @@ class Overlap:
         round_time: median time of a round's overlapped step ÷ that of its longer lane call.
         idle: share of the decoding time in which the target verified nothing.
         steady_idle: the same in the rounds after a hit.
-        gain: speed over the same decoder with the models in turn, each on all cores.
+        gain: decoding time of the same texts by the same decoder with the models in turn, each on
+            all cores, ÷ its time; text by text.
+        gain_with_prompt: the same with the reading of the prompt, where nothing can overlap;
+            repeat by repeat.
         slow_down: median verification beside a working draft ÷ the same forward without one.
         c: median verification ÷ median draft step.
     """
@@ -100,6 +103,7 @@ class Overlap:
     idle: float
     steady_idle: float
     gain: Spread
+    gain_with_prompt: Spread
     slow_down: float
     c: float
 
@@ -118,6 +122,10 @@ def overlap(results: Results) -> Overlap | None:
         median(map(_overlapped, both)),
         target_idle(texts),
         target_idle(texts, steady=True),
+        Spread.of(
+            sum(r.seconds for r in slow) / sum(r.seconds for r in fast)
+            for slow, fast in zip(results.rounds[IN_TURN], texts, strict=False)
+        ),
         _ratio(results.metrics[SPECBRANCH], results.metrics[IN_TURN]),
         verification / _median_verification(alone),
         verification / median(steps),

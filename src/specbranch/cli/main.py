@@ -67,7 +67,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _gamma(given: str) -> int | str:
-    return given if given == "auto" else int(given)
+    return int(given) if given.lstrip("-").isdigit() else given
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,11 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         checks = [
-            ("gamma", self.gamma == "auto" or self.gamma >= 1, "1 or more, or auto"),
+            (
+                "gamma",
+                self.gamma == "auto" or (isinstance(self.gamma, int) and self.gamma >= 1),
+                "1 or more, or auto",
+            ),
             ("epsilon", 0 <= self.epsilon <= 1, "between 0 and 1"),
             ("k_max", self.k_max >= 1, "1 or more"),
         ]
