@@ -1,13 +1,22 @@
 """The pure functions: acceptance rules, branching, sampling."""
 
 import math
+import random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbranch.branching import branch_count, candidates, confidence, kept_length, survivor
+from specbranch.branching import (
+    branch_count,
+    candidates,
+    confidence,
+    kept_length,
+    outcomes,
+    survivor,
+)
+from specbranch.calibration import Calibration
 from specbranch.decoders import DecodingOptions
 from specbranch.errors import InputError
 from specbranch.sampling import (
@@ -91,8 +100,50 @@ def test_candidates_and_survivor():
     assert candidates(torch.tensor([0.1, 3.0, -1.0, 2.0]), 3) == [1, 3, 0]
     assert candidates(torch.tensor([0.1, 3.0]), 5) == [1, 0]
     assert candidates(torch.tensor([-math.inf, 3.0, -math.inf]), 3) == [1]
-    assert survivor([4, 7, 1], 7) == 1
-    assert survivor([4, 7, 1], 2) is None
+    prepared = [(2, 4), (2, 7), (0, 7)]
+    assert survivor(prepared, (2, 7)) == 1
+    assert survivor(prepared, (0, 7)) == 2
+    assert survivor(prepared, (1, 7)) is None
+
+
+def test_outcomes_are_ranked_by_their_probability():
+    """A chain 0 1 with acceptance 0.5 and 0.8, computed by hand."""
+    q = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
+    found = outcomes([0, 1], [0.5, 0.8], q.log(), 9)
+    expected = {
+        (0, 1): 0.5 * 0.75,
+        (2, 2): 0.4 * 0.7,
+        (0, 2): 0.5 * 0.25,
+        (2, 1): 0.4 * 0.2,
+        (1, 0): 0.1 * 2 / 3,
+        (2, 0): 0.4 * 0.1,
+        (1, 2): 0.1 / 3,
+    }
+    assert sum(expected.values()) == pytest.approx(1)
+    assert found == list(expected)
+    assert outcomes([0, 1], [0.5, 0.8], q.log(), 3) == list(expected)[:3]
+    assert outcomes([], [], q[2:].log(), 2) == [(0, 2), (0, 1)]
+
+
+def test_outcomes_never_hold_forbidden_tokens():
+    scores = torch.tensor([[0.0, -torch.inf, 1.0], [-torch.inf, 0.0, -torch.inf]])
+    assert set(outcomes([2], [0.9], scores, 9)) == {(0, 0), (1, 1)}
+
+
+def test_calibration_learns_acceptance_and_forgets():
+    calibration = Calibration()
+    assert calibration.estimate(0.05) == pytest.approx(0.525)
+    assert calibration.estimate(1.0) == pytest.approx(0.975)
+    generator = random.Random(0)
+    for _ in range(3000):
+        value = generator.random()
+        calibration.observe(value, generator.random() < value**0.5)
+    for value in (0.15, 0.4, 0.9):
+        assert calibration.estimate(value) == pytest.approx(value**0.5, abs=0.1)
+    for _ in range(3000):
+        calibration.observe(0.9, False)
+    assert calibration.estimate(0.95) < 0.05
+    assert calibration.estimate(0.15) == pytest.approx(0.15**0.5, abs=0.1)
     assert confidence(torch.tensor([0.0, math.log(3.0)])) == pytest.approx(0.75)
 
 

@@ -19,6 +19,7 @@ options = st.builds(
     gamma=st.integers(1, 12),
     epsilon=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]),
     k_max=st.integers(1, 8),
+    branching=st.sampled_from(["outcomes", "point"]),
 )
 params = st.builds(
     SamplingParams,

@@ -65,20 +65,23 @@ def exact_distribution(target, vocabulary, length, temperature):
 
 
 @pytest.mark.parametrize(
-    ("method", "gamma", "k_max", "epsilon", "length", "vocabulary"),
+    ("method", "gamma", "k_max", "epsilon", "length", "vocabulary", "branching"),
     [
-        ("speculative", 1, 1, 0.0, 3, 3),
-        ("speculative", 2, 1, 0.0, 3, 3),
-        ("speculative", 3, 1, 0.0, 4, 2),
-        ("specbranch", 1, 1, 0.0, 3, 3),
-        ("specbranch", 2, 2, 0.0, 3, 3),
-        ("specbranch", 2, 3, 0.5, 3, 3),
-        ("specbranch", 1, 2, 0.0, 4, 2),
-        ("specbranch", 2, 2, 0.6, 4, 2),
+        ("speculative", 1, 1, 0.0, 3, 3, "point"),
+        ("speculative", 2, 1, 0.0, 3, 3, "point"),
+        ("speculative", 3, 1, 0.0, 4, 2, "point"),
+        ("specbranch", 1, 1, 0.0, 3, 3, "point"),
+        ("specbranch", 2, 2, 0.0, 3, 3, "point"),
+        ("specbranch", 2, 3, 0.5, 3, 3, "point"),
+        ("specbranch", 1, 2, 0.0, 4, 2, "point"),
+        ("specbranch", 2, 2, 0.6, 4, 2, "point"),
+        ("specbranch", 1, 2, 0.0, 3, 3, "outcomes"),
+        ("specbranch", 2, 3, 0.0, 3, 3, "outcomes"),
+        ("specbranch", 2, 2, 0.4, 4, 2, "outcomes"),
     ],
 )
 def test_enumeration_of_all_draws_gives_the_targets_distribution(
-    monkeypatch, method, gamma, k_max, epsilon, length, vocabulary
+    monkeypatch, method, gamma, k_max, epsilon, length, vocabulary, branching
 ):
     enumerator = Enumerator()
     for module in (draft_worker, target_worker):
@@ -86,7 +89,7 @@ def test_enumeration_of_all_draws_gives_the_targets_distribution(
     target = random_table(7, vocabulary, scale=1.0)
     draft = imitation(target, 8, vocabulary, noise=1.0)
     params = SamplingParams(temperature=0.9, seed=0, max_tokens=length, acceptance="rejection")
-    options = DecodingOptions(gamma, epsilon, k_max)
+    options = DecodingOptions(gamma, epsilon, k_max, branching)
     found = defaultdict(float)
     runs, going = 0, True
     while going:

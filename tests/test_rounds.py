@@ -1,5 +1,7 @@
 """What one round commits and counts, on rounds computed by hand; and where a text ends."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -39,8 +41,10 @@ def text(*tokens: int) -> dict[tuple[int, ...], list[float]]:
     return {path[:i]: after(path[i]) for i in range(1, len(path))}
 
 
-def run(method, target, draft, max_tokens, gamma=3, k_max=2, epsilon=0.3, **more):
-    options = DecodingOptions(gamma, epsilon, k_max)
+def run(
+    method, target, draft, max_tokens, gamma=3, k_max=2, epsilon=0.3, branching="point", **more
+):
+    options = DecodingOptions(gamma, epsilon, k_max, branching)
     params = SamplingParams(max_tokens=max_tokens)
     return decode(method, story(target), story(draft), VOCABULARY, params, options, **more)
 
@@ -85,6 +89,29 @@ def test_specbranch_survivor_continues_without_a_draft_stage():
     assert second.fates.accepted == 3
 
 
+def test_specbranch_is_prepared_for_a_chain_that_breaks():
+    target = text(1, 2, 3, 4, 5, 6, 7, 8)
+    # The draft would rather say 9 than 2, and 9 again after it; after 2 it knows how to go on.
+    draft = text(1) | {
+        (0, 1): after(9, 2, sure=0.5),
+        (0, 1, 2): after(3),
+        (0, 1, 2, 3): after(4),
+        (0, 1, 2, 3, 4): after(5),
+    }
+    done = run("specbranch", target, draft, 8, gamma=3, k_max=4, epsilon=0.0, branching="outcomes")
+    first, second = done.rounds[:2]
+    # The chain 1 9 9 breaks after 1, and the branch for that outcome goes on with 3 4 5.
+    assert (first.chain, first.accepted, first.outcome) == (3, 1, "hit")
+    assert first.tokens == [1, 2]
+    assert first.origins == [Origin.CHAIN, Origin.BRANCH]
+    assert first.fates.accepted == 2
+    # Rolled back: 9 9, and the branch at the end of the chain that they were to lead to.
+    assert first.fates.rolled_back > 2
+    assert not second.draft_stage
+    assert second.tokens[:3] == [3, 4, 5]
+    assert done.metrics.fates.total == done.drafted
+
+
 def test_specbranch_miss_and_rollback_lose_the_likeliest_branch():
     target = text(1, 2, 3, 4, 5)
     draft = text(1) | {(0, 1): after(7, 8, sure=0.0), (0, 1, 2): after(6)}
@@ -109,8 +136,9 @@ def test_nothing_after_the_stop_leaks_out(method, stop):
     """The stop falls on every place of a chain and of a branch; drafts run past it."""
     story_of_both = text(1, 2, 3, 4, 5, 6, 7, 8)
     for ends in ({"stop_ids": frozenset({stop})}, {"ends_text": lambda t: t[-1] == stop}):
-        for epsilon in (0.0, 1.0):
-            done = run(method, story_of_both, story_of_both, 20, epsilon=epsilon, **ends)
+        for epsilon, branching in product((0.0, 1.0), ("outcomes", "point")):
+            more = {"epsilon": epsilon, "branching": branching, **ends}
+            done = run(method, story_of_both, story_of_both, 20, **more)
             assert done.text.tokens == list(range(1, stop + 1))
             assert done.text.finish_reason == FinishReason.STOP
             assert [t for r in done.rounds for t in r.tokens] == done.text.tokens

@@ -42,6 +42,44 @@ def candidates(scores: Tensor, k: int) -> list[int]:
     return best.indices[best.values > -torch.inf].tolist()
 
 
-def survivor(branch_tokens: Sequence[int], token: int) -> int | None:
-    """Index of the branch whose candidate is the target's token; None is a miss."""
-    return branch_tokens.index(token) if token in branch_tokens else None
+def outcomes(
+    chain: Sequence[int], acceptance: Sequence[float], scores: Tensor, k: int
+) -> list[tuple[int, int]]:
+    """The k likeliest ways in which the verification of a chain can end (DESIGN §4b).
+
+    An outcome is the number i of chain tokens accepted and the target's token y after them, with
+    probability Π_{j<i} a_j · (1 − a_i) · r_i(y) before the chain's end, where r_i leaves out the
+    drafted token, and Π a_j · q(y) at it.
+
+    Args:
+        chain: n ≥ 0 draft tokens.
+        acceptance: estimated probability of each, given those before it.
+        scores: float32 ``[n + 1, vocabulary]``: log q at every place of the chain and after it, or
+            what else ranks the target's token there; −∞ is never a candidate.
+
+    Returns:
+        Pairs (i, y), likeliest first; fixed before the target's tokens are known.
+    """
+    n = len(chain)
+    places = scores.softmax(-1)
+    if n:
+        rows = torch.arange(n)
+        places[rows, torch.tensor(list(chain))] = 0.0
+        places[:n] /= places[:n].sum(-1, keepdim=True).clamp_min(1e-12)
+    best = places.topk(min(k, places.shape[-1]))
+    found = []
+    reach = 1.0
+    for i, (weights, tokens) in enumerate(
+        zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ):
+        share = reach * (1 - acceptance[i]) if i < n else reach
+        found += [(share * w, i, y) for w, y in zip(weights, tokens, strict=True) if w > 0]
+        reach *= acceptance[i] if i < n else 1.0
+    # Sorted by probability; the order of places breaks ties, so that the result is a fixed one.
+    found.sort(key=lambda outcome: -outcome[0])
+    return [(i, y) for _, i, y in found[:k]]
+
+
+def survivor(prepared: Sequence[tuple[int, int]], outcome: tuple[int, int]) -> int | None:
+    """Index of the branch prepared for an outcome (tokens accepted, the target's); None: none."""
+    return prepared.index(outcome) if outcome in prepared else None

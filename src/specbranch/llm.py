@@ -113,7 +113,8 @@ class LLM:
         method: default decoding method: `specbranch`, `speculative` or `autoregressive`.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
         epsilon: ε, draft confidence below which a position is uncertain.
-        k_max: most branches at a branch point.
+        k_max: most branches in one round.
+        branching: for the likeliest `outcomes` anywhere on the chain, or at its end: one `point`.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         device: where both models run; `target_device` and `draft_device` override it.
         sharded: spread the target over all GPUs (`device_map="auto"`).
@@ -151,6 +152,7 @@ class LLM:
         gamma: int | Literal["auto"] = DecodingOptions.gamma,
         epsilon: float = DecodingOptions.epsilon,
         k_max: int = DecodingOptions.k_max,
+        branching: Literal["outcomes", "point"] = DecodingOptions.branching,
         dtype: str = "auto",
         device: str = "auto",
         target_device: str | None = None,
@@ -164,7 +166,9 @@ class LLM:
         width: int | None = FIXED_WIDTH,
         max_model_len: int | None = None,
     ) -> None:
-        self._configure(DecodingOptions(gamma, epsilon, k_max), method, width, draft is not None)
+        self._configure(
+            DecodingOptions(gamma, epsilon, k_max, branching), method, width, draft is not None
+        )
         self.tokenizer = load_tokenizer(target)
         specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width)}
         makers: dict[str, Callable[[], Worker]] = {"target": partial(make_target, specs["target"])}

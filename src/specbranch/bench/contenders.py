@@ -11,6 +11,7 @@ from specbranch.sampling import SamplingParams
 
 PLAIN = "plain decoding"
 SPECBRANCH = "SpecBranch"
+ONE_POINT = "SpecBranch, one branch point"
 IN_TURN = "SpecBranch, models in turn on all cores"
 ON_SHARE = "plain decoding on the target's share of the cores"
 FIXED_WIDTH = "plain decoding at the fixed width, on the target's share of the cores"
@@ -65,7 +66,7 @@ class Pair:
     def lineup(self, options: DecodingOptions) -> list[Contender]:
         """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
         gamma = options.gamma
-        pearl = replace(options, epsilon=0.0, k_max=1)
+        pearl = replace(options, epsilon=0.0, k_max=1, branching="point")
         return [
             Contender(PLAIN, self.in_turn.plain(), "autoregressive", options),
             Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", options),
@@ -79,6 +80,9 @@ class Pair:
         if options.gamma != 4:
             short = replace(options, gamma=4)
             contenders.insert(1, Contender("SpS, γ = 4", self.in_turn, "speculative", short))
+        if options.branching != "point":
+            paper = replace(options, branching="point")
+            contenders.append(Contender(ONE_POINT, self.parallel, "specbranch", paper))
         kept = self.parallel.on_target_share()
         contenders.append(Contender(FIXED_WIDTH, kept, "autoregressive", options, competes=False))
         if self.in_turn is not self.parallel:

@@ -76,7 +76,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--method", help="specbranch (default), speculative, autoregressive")
     add("--gamma", type=_gamma, help="most tokens drafted ahead in a round; auto follows the lanes")
     add("--epsilon", type=float, help="draft confidence below which a position is uncertain")
-    add("--k-max", type=int, help="most branches at a branch point")
+    add("--k-max", type=int, help="most branches in one round")
+    add("--branching", help="outcomes: wherever the chain may break; point: at its end")
 
 
 def build_parser() -> argparse.ArgumentParser:

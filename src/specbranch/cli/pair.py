@@ -20,7 +20,7 @@ def load_llm(options: argparse.Namespace) -> LLM:
     """
     given: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("method", "gamma", "epsilon", "k_max", "lane_timeout")
+        for name in ("method", "gamma", "epsilon", "k_max", "branching", "lane_timeout")
         if getattr(options, name, None) is not None
     }
     return LLM(

@@ -23,15 +23,18 @@ class DecodingOptions:
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the measured c, so that
             the draft is done when the target is, and stops a branch stage when that is verified.
         epsilon: ε, draft confidence below which a position is uncertain.
-        k_max: most branches at a branch point.
+        k_max: most branches in one round.
+        branching: for what: the likeliest `outcomes` anywhere on the chain (DESIGN §4b), or the
+            candidates at the one branch `point` after it (the paper).
 
     Raises:
         InputError: a value out of its range.
     """
 
     gamma: int | Literal["auto"] = 8
-    epsilon: float = 0.2
+    epsilon: float = 0.1
     k_max: int = 10
+    branching: Literal["outcomes", "point"] = "outcomes"
 
     def __post_init__(self) -> None:
         checks = [
@@ -43,6 +46,8 @@ class DecodingOptions:
             ("epsilon", 0 <= self.epsilon <= 1, "between 0 and 1"),
             ("k_max", self.k_max >= 1, "1 or more"),
         ]
+        rules = ("outcomes", "point")
+        checks.append(("branching", self.branching in rules, " or ".join(rules)))
         for name, valid, expected in checks:
             if not valid:
                 raise InputError(f"{name} must be {expected}, not {getattr(self, name)!r}")

@@ -21,32 +21,36 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
     resolution = Resolution(sequence.length)
     chain: Chain | None = None
     while not sequence.finished:
-        drafting = branching = None
+        drafting = None
         if chain is None:
             gamma = min(options.gamma_at(lanes.pace), sequence.remaining - 1)
             drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, options.epsilon)
             chain = drafting.result()
             resolution = Resolution(sequence.length + len(chain.tokens))
 
-        # Branch stage: both lanes at once. Branches serve only if text follows the branch point.
-        after_branch_point = sequence.remaining - len(chain.tokens) - 1
-        ends = bool(chain.tokens) and chain.tokens[-1] in sequence.stop_ids
-        if after_branch_point > 0 and not ends:
-            gamma = min(options.gamma_at(lanes.pace), after_branch_point - 1)
-            branching = lanes.draft.submit(
-                "branch", sequence.id, resolution, gamma, options.k_max, options.epsilon
-            )
+        # Branch stage: both lanes at once.
+        room = sequence.remaining - 1
+        branching = lanes.draft.submit(
+            "branch",
+            sequence.id,
+            resolution,
+            options.gamma_at(lanes.pace),
+            room,
+            options.k_max,
+            options.epsilon,
+            options.branching == "outcomes",
+        )
         verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
-        if branching and options.gamma == "auto":
+        if options.gamma == "auto":
             verifying.result()
             branching.stop()
-        branches: list[Branch] = branching.result() if branching else []
+        branches: list[Branch] = branching.result()
         outcome: Verification = verifying.result()
-        lanes.pace.observe(verifying.span, branching.span if branching else None)
+        lanes.pace.observe(verifying.span, branching.span)
 
         # Resolve
         accepted, whole = outcome.accepted, outcome.accepted == len(chain.tokens)
-        winner = survivor([b.candidate for b in branches], outcome.token) if whole else None
+        winner = survivor([b.outcome for b in branches], (accepted, outcome.token))
         tokens = [*chain.tokens[:accepted], outcome.token]
         last = Origin.TARGET if winner is None else Origin.BRANCH
         origins = [Origin.CHAIN] * accepted + [last]
@@ -61,7 +65,7 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
             tokens=tokens[:committed],
             origins=[*origins[:committed]],
             drafting=drafting.span if drafting else None,
-            branching=branching.span if branching else None,
+            branching=branching.span if branches else None,
             verification=verifying.span,
         )
         used = min(accepted, committed)
@@ -70,31 +74,39 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
             in_flight=accepted - used,
             rolled_back=len(chain.tokens) - accepted,
         )
+        done.fates += _of_branches(branches, winner, done, committed > accepted)
         if winner is not None:
             done.outcome = "hit"
-            done.fates += _survival(branches, winner, committed > accepted, sequence.finished)
             chain = branches[winner].chain
             resolution = Resolution(before + len(tokens) + len(chain.tokens), survivor=winner)
+            if sequence.finished:
+                done.fates += Fates(in_flight=len(chain.tokens))
         else:
-            if branches:
+            if branches or not whole:
                 done.outcome = "miss" if whole else "rollback"
-                # The likeliest branch was the path drafted on; the others hedged against it.
-                main, *others = map(len, branches)
-                done.fates += Fates(rolled_back=main, hedged=sum(others))
-            elif not whole:
-                done.outcome = "rollback"
             chain = None
             resolution = Resolution(before + accepted, [outcome.token])
         yield done
 
 
-def _survival(branches: list[Branch], winner: int, committed: bool, finished: bool) -> Fates:
-    """Fates that a surviving branch decides: its candidate's, and those of the other branches.
+def _of_branches(branches: list[Branch], winner: int | None, done: Round, committed: bool) -> Fates:
+    """Fates of the branches, but for the survivor's continuation: the next round decides on that.
 
-    Its continuation is the next chain, which a later round decides, unless generation is over.
+    The main path went through the likeliest branch at the end of the chain; it was rolled back if
+    it was refuted. The other branches hedged against that.
+
+    Args:
+        committed: whether the survivor's candidate was; the text may have ended before it.
     """
-    fates = Fates(hedged=sum(map(len, branches)) - len(branches[winner]))
-    fates += Fates(accepted=1) if committed else Fates(in_flight=1)
-    if finished:
-        fates += Fates(in_flight=len(branches[winner].chain.tokens))
+    whole = done.accepted == done.chain
+    at_end = [i for i, branch in enumerate(branches) if branch.accepted == done.chain]
+    main = at_end[0] if at_end and (winner is None or not whole) else None
+    fates = Fates()
+    for i, branch in enumerate(branches):
+        if i == winner:
+            fates += Fates(accepted=1) if committed else Fates(in_flight=1)
+        elif i == main:
+            fates += Fates(rolled_back=len(branch))
+        else:
+            fates += Fates(hedged=len(branch))
     return fates

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from specbranch.branching import branch_count, candidates, confidence
+from specbranch.branching import branch_count, candidates, confidence, outcomes
+from specbranch.calibration import Calibration
 from specbranch.lanes.base import Worker
 from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.sampling import DRAFT, Chooser, SamplingParams, make_chooser, warp
@@ -17,13 +18,40 @@ from specbranch.workers.messages import Branch, Chain, Opening, Resolution
 
 @dataclass
 class Path:
-    """A path of the draft's tree as it grows: tokens and the logits after each that was run."""
+    """A branch as it grows: tokens, and the logits after each that was run.
+
+    Attributes:
+        fork: tokens of the text before it.
+        accepted: how many of them are the chain's.
+        confidences, log_q: at the place of each token but the first, the candidate.
+    """
 
     id: int
+    fork: int
+    accepted: int
     tokens: list[int]
     confidences: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     log_q: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class Drafted:
+    """The chain that is being verified.
+
+    Attributes:
+        start: tokens of the text before it.
+        confidences, log_q: at the place of each of its tokens; log_q is ``[vocabulary]``.
+    """
+
+    start: int
+    confidences: list[float] = field(default_factory=list)
+    log_q: list[Tensor] = field(default_factory=list)
+
+    def cut(self, length: int) -> None:
+        """Forget the tokens that are not among the text's first `length`."""
+        keep = max(0, length - self.start)
+        del self.confidences[keep:], self.log_q[keep:]
 
 
 @dataclass
@@ -43,6 +71,7 @@ class Text:
     processors: LogitsProcessorList
     stop_ids: frozenset[int]
     vocabulary: int
+    chain: Drafted
     logits: dict[int, Tensor] = field(default_factory=dict)
     branches: list[Path] = field(default_factory=list)
 
@@ -64,6 +93,7 @@ class DraftWorker(Worker):
         self._name = name
         self._texts: dict[int, Text] = {}
         self._drafted: dict[int, int] = {}
+        self._calibration = Calibration()
 
     def describe(self) -> ModelFacts:
         """What the model is."""
@@ -80,6 +110,7 @@ class DraftWorker(Worker):
             params.processors(),
             opening.stop_ids,
             opening.vocabulary,
+            Drafted(len(opening.prompt)),
         )
         self._drafted[sequence] = 0
         if read := opening.prompt[:-1]:
@@ -100,43 +131,59 @@ class DraftWorker(Worker):
         """
         text = self._texts[sequence]
         self._resolve(sequence, text, resolution)
-        start = len(text.tokens)
-        confidences: list[float] = []
-        log_q: list[Tensor] = []
+        chain = text.chain = Drafted(len(text.tokens))
         for _ in range(gamma):
             logits = self._next_logits(sequence, text)
             value = confidence(logits)
             if value < epsilon:
                 break
             token, row = self._choose(text, logits, text.tokens)
-            confidences.append(value)
-            log_q.append(row)
+            chain.confidences.append(value)
+            chain.log_q.append(row)
             text.tokens.append(token)
             if token in text.stop_ids:
                 break
-        self._drafted[sequence] += len(confidences)
-        return Chain(text.tokens[start:], confidences, self._stacked(text, log_q))
+        self._drafted[sequence] += len(chain.confidences)
+        return Chain(
+            text.tokens[chain.start :], [*chain.confidences], self._stacked(text, chain.log_q)
+        )
 
     def branch(
-        self, sequence: int, resolution: Resolution, gamma: int, k_max: int, epsilon: float
+        self,
+        sequence: int,
+        resolution: Resolution,
+        gamma: int,
+        room: int,
+        k_max: int,
+        epsilon: float,
+        everywhere: bool = False,
     ) -> list[Branch]:
-        """Branch stage: candidates for the place after the chain, each continued.
+        """Branch stage: prepare for outcomes of the chain's verification, and go on from each.
 
         All branches grow together, one batched forward a step, over the one cache of the text
         they share. A branch stops growing at `gamma` tokens after its candidate, at the first
         position whose confidence is below `epsilon`, or at a token that ends the text; all stop
         when the lane is told to.
+
+        Args:
+            room: most tokens of chain and branch together that can be of use.
+            everywhere: prepare for the likeliest outcomes, wherever the chain may break, instead
+                of for the candidates at the branch point after it.
         """
         text = self._texts[sequence]
         self._resolve(sequence, text, resolution)
-        logits = self._next_logits(sequence, text)
-        k = branch_count(confidence(logits), k_max)
-        log_q = warp(logits[None], [text.tokens], text.processors)[0]
-        scores = text.chooser.scores(log_q, len(text.tokens), DRAFT)
-        chosen = candidates(scores, k)
-        ids = self._runner.fork(sequence, [len(text.tokens)] * len(chosen))
-        text.branches = [Path(i, [token]) for i, token in zip(ids, chosen, strict=True)]
-        growing = [p for p in text.branches if p.tokens[0] not in text.stop_ids]
+        planned = self._plan(sequence, text, room, k_max, everywhere)
+        start = text.chain.start
+        ids = self._runner.fork(sequence, [start + accepted for accepted, _ in planned])
+        text.branches = [
+            Path(i, start + accepted, accepted, [token])
+            for i, (accepted, token) in zip(ids, planned, strict=True)
+        ]
+        growing = [
+            path
+            for path in text.branches
+            if path.tokens[0] not in text.stop_ids and path.accepted + 1 < room
+        ]
         for _ in range(gamma):
             if not growing or self.stopped():
                 break
@@ -151,16 +198,17 @@ class DraftWorker(Worker):
                 value = confidence(after)
                 if value < epsilon:
                     continue
-                token, row = self._choose(text, after, text.tokens + path.tokens)
+                token, row = self._choose(text, after, text.tokens[: path.fork] + path.tokens)
                 path.tokens.append(token)
                 path.confidences.append(value)
                 path.log_q.append(row)
                 if token not in text.stop_ids:
                     still.append(path)
-            growing = still
+            growing = [path for path in still if path.accepted + len(path.tokens) < room]
         self._drafted[sequence] += sum(len(path.tokens) for path in text.branches)
         return [
             Branch(
+                path.accepted,
                 path.tokens[0],
                 Chain(path.tokens[1:], path.confidences, self._stacked(text, path.log_q)),
             )
@@ -171,15 +219,50 @@ class DraftWorker(Worker):
         """Make the valid path the trunk: keep the survivor, rewind, append what was committed."""
         if resolution.survivor is not None:
             path = text.branches[resolution.survivor]
-            before = len(text.tokens)
+            self._learn(text.chain, path.accepted)
             self._runner.keep(sequence, path.id)
-            text.logits |= {before + 1 + i: logits for i, logits in enumerate(path.logits)}
+            del text.tokens[path.fork :]
+            text.logits |= {path.fork + 1 + i: logits for i, logits in enumerate(path.logits)}
             text.tokens += path.tokens
+            text.chain = Drafted(path.fork + 1, path.confidences, path.log_q)
+        elif resolution.tokens:
+            self._learn(text.chain, resolution.length - text.chain.start)
         text.branches = []
+        text.chain.cut(resolution.length)
         del text.tokens[resolution.length :]
         self._runner.rewind(sequence, min(resolution.length, self._runner.length(sequence)))
         text.logits = {n: row for n, row in text.logits.items() if n == resolution.length}
         text.tokens += resolution.tokens
+
+    def _learn(self, chain: Drafted, accepted: int) -> None:
+        """Take in how far a chain was accepted: what follows a rejected token was not tested."""
+        for i, value in enumerate(chain.confidences[: accepted + 1]):
+            self._calibration.observe(value, i < accepted)
+
+    def _plan(
+        self, sequence: int, text: Text, room: int, k_max: int, everywhere: bool
+    ) -> list[tuple[int, int]]:
+        """Outcomes to prepare for: (chain tokens accepted, the target's token after them)."""
+        chain, start = text.chain, text.chain.start
+        drafted = text.tokens[start:]
+        ends = bool(drafted) and drafted[-1] in text.stop_ids
+        if not everywhere and (ends or len(drafted) >= room):
+            return []
+        if room < 1:
+            return []
+        logits = self._next_logits(sequence, text)
+        at_end = warp(logits[None], [text.tokens], text.processors)[0]
+        if not everywhere:
+            scores = text.chooser.scores(at_end, len(text.tokens), DRAFT)
+            k = branch_count(confidence(logits), k_max)
+            return [(len(drafted), token) for token in candidates(scores, k)]
+        rows = [
+            text.chooser.scores(row, start + i, DRAFT)
+            for i, row in enumerate([*chain.log_q, at_end])
+        ]
+        acceptance = [self._calibration.estimate(value) for value in chain.confidences]
+        planned = outcomes(drafted, acceptance, torch.stack(rows), k_max)
+        return [(i, y) for i, y in planned if i < room and not (ends and i == len(drafted))]
 
     def _next_logits(self, sequence: int, text: Text) -> Tensor:
         """Raw logits ``[vocabulary]`` after the last token; runs what the cache lacks."""

@@ -62,10 +62,20 @@ class Chain:
 
 @dataclass(frozen=True)
 class Branch:
-    """One candidate for the branch point and the draft's continuation of it."""
+    """One outcome that the draft prepared for, and its continuation of it.
 
+    Attributes:
+        accepted: how many tokens of the chain come before it; all of them at the branch point.
+        candidate: the target's token after those.
+    """
+
+    accepted: int
     candidate: int
     chain: Chain
+
+    @property
+    def outcome(self) -> tuple[int, int]:
+        return self.accepted, self.candidate
 
     def __len__(self) -> int:
         return 1 + len(self.chain.tokens)

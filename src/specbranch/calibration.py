@@ -1,0 +1,37 @@
+"""How likely the target is to accept a draft token, learned from outcomes as they come (DESIGN §4).
+
+A draft's confidence ranks its tokens well, but is no probability of acceptance.
+"""
+
+from __future__ import annotations
+
+BINS = 10
+PRIOR = 4.0  # outcomes' worth, so that the first few do not decide
+MEMORY = 500.0  # outcomes of a bin that count: a new kind of text is learned within as many
+
+
+class Calibration:
+    """Acceptance by confidence, in bins of equal width with linear interpolation between them.
+
+    It starts from (1 + confidence) / 2: low confidence is accepted more often than it says.
+    """
+
+    def __init__(self) -> None:
+        centers = [(i + 0.5) / BINS for i in range(BINS)]
+        self._accepted = [PRIOR * (1 + center) / 2 for center in centers]
+        self._seen = [PRIOR] * BINS
+
+    def observe(self, confidence: float, accepted: bool) -> None:
+        """Take in what became of one verified token."""
+        i = min(int(confidence * BINS), BINS - 1)
+        kept = 1 - 1 / MEMORY
+        self._accepted[i] = self._accepted[i] * kept + accepted
+        self._seen[i] = self._seen[i] * kept + 1
+
+    def estimate(self, confidence: float) -> float:
+        """P(accept) of a token of that confidence, if those before it are accepted."""
+        place = min(max(confidence * BINS - 0.5, 0.0), BINS - 1.0)
+        low = min(int(place), BINS - 2)
+        share = place - low
+        rates = [self._accepted[i] / self._seen[i] for i in (low, low + 1)]
+        return rates[0] * (1 - share) + rates[1] * share
