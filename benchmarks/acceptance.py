@@ -23,7 +23,10 @@ from specbranch.prompts import read_prompts
 METHODS = {
     "SpS, γ = 4": ("speculative", DecodingOptions(gamma=4)),
     "SpS, γ = 8": ("speculative", DecodingOptions(gamma=8)),
-    "SpecBranch, γ = 8, ε = 0.4": ("specbranch", DecodingOptions(gamma=8, epsilon=0.4)),
+    "SpecBranch, one branch point, γ = 8, ε = 0.4": (
+        "specbranch",
+        DecodingOptions(gamma=8, epsilon=0.4, branching="point"),
+    ),
 }
 DRAFTS = ("draft", "draft-weak")
 MOST_PROMPT_TOKENS = 512

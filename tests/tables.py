@@ -6,6 +6,7 @@ texts, and exhaustively over a small vocabulary.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -113,6 +114,22 @@ class TableRunner:
         state.branches = {}
 
 
+class ImpatientDraft(DraftWorker):
+    """A draft whose branch stages are told to stop after some steps, as a fast target does."""
+
+    def __init__(self, runner: TableRunner, seed: int) -> None:
+        super().__init__(runner)  # type: ignore[arg-type]
+        self._random = random.Random(seed)
+
+    @property
+    def stopped(self) -> Callable[[], bool]:
+        return lambda: self._random.random() < 0.3
+
+    @stopped.setter
+    def stopped(self, value: object) -> None:
+        """The lane's own is of no interest."""
+
+
 @dataclass
 class Decoded:
     """A finished generation over tables."""
@@ -134,14 +151,24 @@ def decode(
     stop_ids: frozenset[int] = frozenset(),
     ends_text: Callable[[list[int]], bool] = lambda tokens: False,
     draft_vocabulary: int | None = None,
+    impatience: int | None = None,
 ) -> Decoded:
-    """Run one decoding method over inline lanes; the draft lane gives its own count of tokens."""
+    """Run one decoding method over inline lanes; the draft lane gives its own count of tokens.
+
+    Args:
+        impatience: a seed of the moments at which branch stages are stopped.
+    """
     options = options or DecodingOptions()
     readable = draft_vocabulary or vocabulary
     ours, theirs = TableRunner(target, vocabulary), TableRunner(draft, readable)
+    worker = (
+        DraftWorker(theirs)  # type: ignore[arg-type]
+        if impatience is None
+        else ImpatientDraft(theirs, impatience)
+    )
     lanes = Lanes(
         InlineLane(lambda: TargetWorker(ours), "target"),  # type: ignore[arg-type]
-        InlineLane(lambda: DraftWorker(theirs), "draft"),  # type: ignore[arg-type]
+        InlineLane(lambda: worker, "draft"),
     )
     assert lanes.draft is not None
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)

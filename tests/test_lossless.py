@@ -41,14 +41,19 @@ params = st.builds(
     options=options,
     stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=1),
     prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5),
+    impatience=st.none() | st.integers(0, 100),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_tokens_are_those_of_plain_decoding(method, seed, noise, params, options, stop, prompt):
+def test_tokens_are_those_of_plain_decoding(
+    method, seed, noise, params, options, stop, prompt, impatience
+):
     target = random_table(seed, VOCABULARY)
     draft = imitation(target, seed + 1, VOCABULARY, noise)
     arguments = (target, draft, VOCABULARY, params, options, prompt, stop)
-    plain, ours = (decode(m, *arguments) for m in ("autoregressive", method))
+    plain = decode("autoregressive", *arguments)
+    ours = decode(method, *arguments, impatience=impatience)
     assert ours.text.tokens == plain.text.tokens
+    assert ours.metrics.fates.total == ours.drafted
     assert ours.text.finish_reason == plain.text.finish_reason
     assert [t for done in ours.rounds for t in done.tokens] == plain.text.tokens
 

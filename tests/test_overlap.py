@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from specbranch import LLM, SamplingParams
 from specbranch.decoders import DECODERS, DecodingOptions
@@ -13,7 +14,7 @@ from specbranch.timeline import target_idle
 from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
 PROMPTS = ["def quicksort(xs):", "The city of "]
-AUTO = DecodingOptions(gamma="auto", epsilon=0.1)
+FIXED = DecodingOptions(gamma=8, epsilon=0.3, branching="point")
 GREEDY = SamplingParams(max_tokens=40)
 PARAMS = {"greedy": GREEDY, "sampled": SamplingParams(max_tokens=40, temperature=0.8, seed=5)}
 
@@ -38,8 +39,8 @@ def test_every_lane_gives_the_same_text(lanes, texts):
         assert llm.lanes == lanes
         for name, expected in texts.items():
             for method in sorted(set(DECODERS) - {"autoregressive"}):
-                for options in (DecodingOptions(), AUTO):
-                    if method == "specbranch" or options is not AUTO:
+                for options in (DecodingOptions(), FIXED):
+                    if method == "specbranch" or options is FIXED:
                         done = llm.generate(PROMPTS, PARAMS[name], method=method, options=options)
                         assert [o.outputs[0].token_ids for o in done] == expected
         # Plain decoding on all cores, and overlapped decoding after it.
@@ -54,7 +55,7 @@ def test_rejection_sampling_in_processes_gives_the_text_of_inline_lanes():
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=1, acceptance="rejection")
     found = []
     for lanes in ("inline", "process"):
-        with LLM(lanes=lanes) as llm:
+        with LLM(lanes=lanes, gamma=8) as llm:
             found.append(llm.generate(PROMPTS[0], params)[0].outputs[0].token_ids)
     assert found[0] == found[1]
 
@@ -162,3 +163,19 @@ def test_virtual_lanes_need_a_profile():
         LLM(lanes="virtual")
     with pytest.raises(InputError, match="process lanes load their models by name"):
         LLM.from_models(tiny_model("llama"), None, lanes="process")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("lanes", "draft_device"), [("thread", "cuda"), ("process", "cuda"), ("process", "cpu")]
+)
+def test_lanes_on_a_gpu_give_the_same_text(lanes, draft_device):
+    """Two streams of one GPU, two processes on one GPU, and a draft on the CPU."""
+    found = []
+    for kind in ("inline", lanes):
+        with LLM(lanes=kind, target_device="cuda", draft_device=draft_device) as llm:
+            for params in PARAMS.values():
+                done = llm.generate(PROMPTS, params)
+                found.append([o.outputs[0].token_ids for o in done])
+    assert found[:2] == found[2:]

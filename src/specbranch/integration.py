@@ -56,7 +56,7 @@ def generate(
     generation_config: GenerationConfig,
     draft_model: PreTrainedModel | None = None,
     method: str = "specbranch",
-    gamma: int | Literal["auto"] = DecodingOptions.gamma,
+    gamma: int | Literal["auto"] = 8,
     epsilon: float = DecodingOptions.epsilon,
     k_max: int = DecodingOptions.k_max,
     width: int | None = None,

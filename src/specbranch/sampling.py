@@ -42,8 +42,8 @@ class SamplingParams:
         acceptance: the rule by which sampled draft tokens are accepted (DESIGN §5). `coupled`
             gives the same text for the same seed with any draft and method, plain decoding
             included; `rejection` (Leviathan et al. 2023, Chen et al. 2023) accepts more often and
-            is exact in distribution, but its text for a seed depends on the draft and on what it
-            has learned from earlier texts. Greedy decoding needs neither.
+            is exact in distribution, but its text for a seed depends on the draft, on what it has
+            learned from earlier texts and, with γ = auto, on timing. Greedy decoding needs neither.
 
     Raises:
         InputError: a value out of its range.

@@ -65,11 +65,12 @@ class Pair:
 
     def lineup(self, options: DecodingOptions) -> list[Contender]:
         """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
-        gamma = options.gamma
-        pearl = replace(options, epsilon=0.0, k_max=1, branching="point")
+        gamma = 8 if options.gamma == "auto" else options.gamma
+        fixed = replace(options, gamma=gamma)
+        pearl = replace(fixed, epsilon=0.0, k_max=1, branching="point")
         return [
             Contender(PLAIN, self.in_turn.plain(), "autoregressive", options),
-            Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", options),
+            Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),
             Contender(f"PEARL-like, γ = {gamma}", self.parallel, "specbranch", pearl),
             Contender(SPECBRANCH, self.parallel, "specbranch", options),
         ]

@@ -143,7 +143,13 @@ def run_generate(options: argparse.Namespace) -> int:
         )
     if options.timeline:
         timeline.check_file(options.timeline)
-    llm = load_llm(options)
+    with load_llm(options) as llm:
+        return _generate(llm, prompts, params, options)
+
+
+def _generate(
+    llm: LLM, prompts: list[str], params: SamplingParams, options: argparse.Namespace
+) -> int:
     console = Console(color_system=None if options.no_color else "auto", highlight=False)
     if options.compare:
         return _compare(llm, prompts, params, options.json, console)

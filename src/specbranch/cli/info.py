@@ -13,6 +13,7 @@ from rich.table import Table
 from specbranch import __version__
 from specbranch.cli.pair import load_llm
 from specbranch.hardware import has_native_bfloat16
+from specbranch.llm import LLM
 from specbranch.models.runner import ModelFacts
 
 
@@ -27,7 +28,12 @@ def _describe(table: Table, role: str, model: ModelFacts) -> None:
 
 def run_info(options: argparse.Namespace) -> int:
     """Load the pair and print what it is."""
-    llm = load_llm(options)
+    with load_llm(options) as llm:
+        Console().print(_facts(llm))
+    return 0
+
+
+def _facts(llm: LLM) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     _describe(table, "target", llm.target)
     if llm.draft:
@@ -51,5 +57,4 @@ def run_info(options: argparse.Namespace) -> int:
     versions = f"specbranch {__version__}, torch {torch.__version__}"
     versions += f", transformers {transformers.__version__}, Python {platform.python_version()}"
     table.add_row("versions", versions)
-    Console().print(table)
-    return 0
+    return table

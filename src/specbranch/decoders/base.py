@@ -31,7 +31,7 @@ class DecodingOptions:
         InputError: a value out of its range.
     """
 
-    gamma: int | Literal["auto"] = 8
+    gamma: int | Literal["auto"] = "auto"
     epsilon: float = 0.1
     k_max: int = 10
     branching: Literal["outcomes", "point"] = "outcomes"

@@ -1,7 +1,8 @@
 """SpecBranch (Shen et al., arXiv 2506.01979): drafting on several branches beside verification.
 
 The predictor's signal is s = 1 throughout (the confidence rule): drafting ends before the first
-doubtful token, which becomes the branch point.
+doubtful token. Branches prepare for the likeliest outcomes of the verification anywhere on the
+chain (DESIGN §4b), or with ``branching="point"`` at its end alone, as in the paper.
 """
 
 from __future__ import annotations

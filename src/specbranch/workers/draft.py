@@ -222,7 +222,8 @@ class DraftWorker(Worker):
             self._learn(text.chain, path.accepted)
             self._runner.keep(sequence, path.id)
             del text.tokens[path.fork :]
-            text.logits |= {path.fork + 1 + i: logits for i, logits in enumerate(path.logits)}
+            # Those of the old chain, which may have been longer, are of another text.
+            text.logits = {path.fork + 1 + i: logits for i, logits in enumerate(path.logits)}
             text.tokens += path.tokens
             text.chain = Drafted(path.fork + 1, path.confidences, path.log_q)
         elif resolution.tokens:
