@@ -400,7 +400,7 @@ def test_assistant_model_is_taken_where_it_arrives(target: Model, draft: Model) 
         ({"draft_model": None}, "pass it as draft_model="),
         ({"draft_model": "draft"}, "a loaded model, not a str"),
         ({"method": "pearl-necklace"}, "unknown method 'pearl-necklace': use autoregressive"),
-        ({"gamma": 0}, "gamma must be 1 or more, not 0"),
+        ({"gamma": 0}, "gamma must be 1 or more, or auto, not 0"),
         ({"width": 0}, "width must be 1 or more, or None, not 0"),
         ({"num_beams": 2}, "no beam_search: leave out num_beams"),
         ({"prompt_lookup_num_tokens": 3}, "no assisted_generation"),
@@ -458,7 +458,9 @@ def test_models_are_checked_once_and_again_when_they_change(
     target: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
-    monkeypatch.setattr(integration, "check_runner", lambda runner, name: checked.append(name))
+    monkeypatch.setattr(
+        integration, "check_runner", lambda runner, name, width: checked.append(name)
+    )
     pair = tiny(6), tiny(7)
     for _ in range(3):
         ours_alone(*pair, **prompt(3), max_new_tokens=2)

@@ -12,7 +12,7 @@ SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
 
 @pytest.fixture(scope="module", params=["draft", "draft-weak"])
 def llm(request):
-    with LLM(draft=request.param) as llm:
+    with LLM(draft=request.param, lanes="inline") as llm:
         yield llm
 
 
@@ -39,7 +39,7 @@ def test_text_is_that_of_plain_decoding(llm, method, params):
 @pytest.mark.parametrize("method", SPECULATIVE)
 def test_bfloat16_is_bit_exact_at_fixed_width(method):
     """In bfloat16 the text of methods that round differently parts within a few tokens."""
-    with LLM(dtype="bfloat16") as llm:
+    with LLM(dtype="bfloat16", lanes="inline") as llm:
         params = SamplingParams(max_tokens=48)
         plain = llm.generate(PROMPTS[:2], params, method="autoregressive")
         ours = llm.generate(PROMPTS[:2], params, method=method)
@@ -64,7 +64,7 @@ def test_token_ids_as_prompt(llm):
 
 
 def test_the_context_limit_ends_the_text():
-    with LLM(max_model_len=24) as llm:
+    with LLM(max_model_len=24, lanes="inline") as llm:
         ids = llm.tokenizer("def quicksort(xs):")["input_ids"]
         for method in DECODERS:
             output = llm.generate(
@@ -78,7 +78,7 @@ def test_the_context_limit_ends_the_text():
 
 def test_a_text_as_long_as_the_model_allows():
     """Drafts, branches and padding reach past the last position without touching it."""
-    with LLM() as llm:
+    with LLM(lanes="inline") as llm:
         ids = [0] + llm.tokenizer("word")["input_ids"][1:2] * (llm.max_model_len - 13)
         params = SamplingParams(max_tokens=100, ignore_eos=True)
         texts = [llm.generate(ids, params, method=m)[0].outputs[0].token_ids for m in DECODERS]
@@ -92,8 +92,8 @@ def test_a_closed_generator_frees_its_sequence(llm):
     stream.close()
     first = llm.generate(PROMPTS[0], SamplingParams(max_tokens=5))
     assert len(first[0].outputs[0].token_ids) == 5
-    assert llm._lanes.target._worker._texts == {}
-    assert llm._lanes.draft._worker._texts == {}
+    assert llm._lanes.target._host._worker._texts == {}
+    assert llm._lanes.draft._host._worker._texts == {}
 
 
 @pytest.mark.parametrize(
