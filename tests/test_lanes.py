@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -133,6 +134,16 @@ def test_an_answer_that_cannot_be_sent_is_an_error(process):
     with pytest.raises(LaneError, match="cannot send its answer"):
         process.submit("lambda_").result()
     assert process.submit("echo", 1).result() == 1
+
+
+def test_an_interrupt_while_waiting_leaves_the_lane_in_order(process):
+    process.submit("where").result()
+    call = process.submit("count", 500)
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        call.result()
+    assert process.submit("echo", "next").result() == "next"
+    assert call.result() == 500
 
 
 def test_a_process_ends_with_the_program_that_started_it(tmp_path):

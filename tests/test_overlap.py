@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,6 +83,25 @@ def test_a_lost_draft_costs_no_text(number, after, texts, caplog):
     expected = "died: its process was killed" if number == signal.SIGKILL else "did not answer"
     assert f"the draft lane {expected}" in warning.getMessage()
     assert "going on with plain decoding" in warning.getMessage()
+
+
+def test_ctrl_c_ends_a_generation_with_one_line():
+    """The terminal interrupts the whole group of processes; what was generated is there."""
+    command = [sys.executable, "-m", "specbranch", "generate", PROMPTS[0], "--lanes", "process"]
+    program = subprocess.Popen(
+        [*command, "--max-tokens", "900", "--ignore-eos"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    begun = program.stdout.read(len(PROMPTS[0]) + 20)
+    os.killpg(program.pid, signal.SIGINT)
+    rest, errors = program.communicate(timeout=60)
+    assert program.returncode == 130
+    assert errors == "interrupted\n"
+    assert begun.startswith(PROMPTS[0])
+    assert "tokens/s" in rest.splitlines()[-1]
 
 
 def test_a_lost_target_is_an_error_that_keeps_the_text():

@@ -126,8 +126,11 @@ class ProcessLane:
         self._channel = Channel(ours.detach())
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                # -P: a file in the user's folder must not pass for a module.
+                [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
+                stdout=2,  # what a library prints is no part of the program's output
+                process_group=0,  # an interrupt is meant for the program, which closes its lanes
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
@@ -173,11 +176,12 @@ class ProcessLane:
             self._died(error)
 
     def _receive(self) -> None:
+        # An interrupt may come while this waits; the answer is then read by the next call.
+        if not self._channel.waiting(self._timeout if self._made else None):
+            self._process.kill()
+            self._fail(f"did not answer for {self._timeout:g} s and was ended")
+            return
         try:
-            if not self._channel.waiting(self._timeout if self._made else None):
-                self._process.kill()
-                self._fail(f"did not answer for {self._timeout:g} s and was ended")
-                return
             reply: Reply = self._channel.receive()
         except (EOFError, OSError) as error:
             self._died(error)
@@ -220,7 +224,6 @@ def serve(descriptor: int) -> None:
 
     If the worker cannot be made, every call is answered with the reason.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the program, which closes its lanes
     channel = Channel(descriptor)
     try:
         _Server(channel).run()
