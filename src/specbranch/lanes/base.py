@@ -41,6 +41,29 @@ class Call(Future[Any]):
         """Ask the worker to end this call early, with what it has; without effect once it has."""
 
 
+class Waiter(Protocol):
+    """A lane whose calls end only when somebody waits for them."""
+
+    def wait(self, call: Any) -> None:
+        """Do what it takes until the call is done."""
+
+
+class AwaitedCall(Call):
+    """A call of such a lane."""
+
+    def __init__(self, lane: Waiter) -> None:
+        super().__init__()
+        self._waiter = lane
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._waiter.wait(self)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._waiter.wait(self)
+        return super().exception(timeout)
+
+
 class Worker:
     """What a lane hosts. The lane sets the two hooks, and makes one call at a time.
 
@@ -68,7 +91,8 @@ class Lane(Protocol):
     def submit(self, method: str, *args: Any) -> Call:
         """Call the worker's `method`; the future holds its result or the error it raised.
 
-        That error is a `LaneError` if the lane itself failed; it then fails every later call too.
+        That error is a `LaneError` if the lane itself failed. A process that is gone fails every
+        later call, too.
         """
 
     def occupy(self, share: Share) -> None:

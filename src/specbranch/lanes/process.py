@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from specbranch.errors import LaneError
-from specbranch.lanes.base import Call, Host, Reply, Worker
+from specbranch.lanes.base import AwaitedCall, Call, Host, Reply, Worker
 from specbranch.lanes.placement import Share
 
 TIMEOUT = 600.0  # seconds; reading a long prompt on a slow CPU takes minutes
@@ -77,21 +77,13 @@ class Channel:
         self._connection.close()
 
 
-class ProcessCall(Call):
+class ProcessCall(AwaitedCall):
     """A call whose reply is read from the socket by whoever waits for it."""
 
     def __init__(self, lane: ProcessLane, number: int) -> None:
-        super().__init__()
+        super().__init__(lane)
         self._lane = lane
         self.number = number
-
-    def result(self, timeout: float | None = None) -> Any:
-        self._lane.wait(self)
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._lane.wait(self)
-        return super().exception(timeout)
 
     def stop(self) -> None:
         if not self.done():

@@ -47,11 +47,16 @@ class ThreadLane:
 
     def _start(self, make_worker: Callable[[], Worker], share: Share, device: torch.device) -> None:
         torch.set_num_threads(share.threads)
-        self._host = Host(self.name, make_worker)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            torch.cuda.set_device(device)
-            torch.cuda.set_stream(torch.cuda.Stream(device))
+
+        def make() -> Worker:
+            worker = make_worker()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                torch.cuda.set_device(device)
+                torch.cuda.set_stream(torch.cuda.Stream(device))
+            return worker
+
+        self._host = Host(self.name, make)  # what fails here is the answer to every call
 
     def submit(self, method: str, *args: Any) -> Call:
         call = StoppableCall()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from specbranch.errors import InputError
-from specbranch.lanes.base import Call, Host, Span, Worker
+from specbranch.lanes.base import AwaitedCall, Call, Host, Span, Worker
 from specbranch.lanes.placement import Share
 
 
@@ -103,26 +103,18 @@ class VirtualClock:
     now: float = 0.0
 
 
-class VirtualCall(Call):
+class VirtualCall(AwaitedCall):
     """A call that runs when somebody waits for it: only then is it known whether it is stopped."""
 
     def __init__(self, lane: VirtualLane, method: str, args: tuple[Any, ...]) -> None:
-        super().__init__()
-        self._lane = lane
+        super().__init__(lane)
+        self._clock = lane.clock
         self.method, self.args = method, args
         self.submitted = lane.clock.now
         self.stopped_at = float("inf")
 
-    def result(self, timeout: float | None = None) -> Any:
-        self._lane.wait(self)
-        return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._lane.wait(self)
-        return super().exception(timeout)
-
     def stop(self) -> None:
-        self.stopped_at = min(self.stopped_at, self._lane.clock.now)
+        self.stopped_at = min(self.stopped_at, self._clock.now)
 
 
 class VirtualLane:
