@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,7 +160,10 @@ def test_a_process_ends_with_the_program_that_started_it(tmp_path):
         "print(lane.submit('where').result()[0], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    # By name: the lane's process does not look into the folder that it is started in.
+    path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | path)
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout)
     deadline = time.monotonic() + 20

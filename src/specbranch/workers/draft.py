@@ -210,7 +210,7 @@ class DraftWorker(Worker):
             Branch(
                 path.accepted,
                 path.tokens[0],
-                Chain(path.tokens[1:], path.confidences, self._stacked(text, path.log_q)),
+                Chain(path.tokens[1:], [*path.confidences], self._stacked(text, path.log_q)),
             )
             for path in text.branches
         ]
