@@ -76,6 +76,14 @@ def test_prompt_from_standard_input_in_a_pipe():
         (["word " * 2000], "the context holds 1024"),
         (["--file", "no-such-file.txt"], "cannot read no-such-file.txt: No such file"),
         (["x", "--compare", "--temperature", "1", "--acceptance", "rejection"], "--compare needs"),
+        (
+            ["x", "--compare", "--timeline", "x.svg"],
+            "--compare draws nothing: use specbranch compare",
+        ),
+        (["x", "--limit", "0"], "--limit must be 1 or more, not 0"),
+        (["x", "--lane-timeout", "0"], "lane_timeout must be more than 0 seconds, not 0"),
+        (["x", "--lanes", "inline", "--draft-cores", "0"], "only process lanes have cores"),
+        (["x", "--method", "speculative", "--target-cores", "0"], "these are inline"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, complaint):
@@ -85,6 +93,24 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, complaint):
     assert complaint in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--limit", "0"], "--limit must be 1 or more, not 0"),
+        (["--prompt-tokens", "0"], "--prompt-tokens must be 1 or more, not 0"),
+        (["--repeats", "0"], "--repeats must be 1 or more, not 0"),
+        (["--output", "no/such/folder/x.json"], "cannot write no/such/folder/x.json: no folder"),
+        (["--output", "."], "cannot write .: it is a folder"),
+    ],
+)
+def test_a_benchmark_refuses_bad_input_before_it_measures(capsys, arguments, complaint):
+    assert main(["bench", "prompts.jsonl", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert complaint in captured.err
+    assert captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

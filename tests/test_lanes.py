@@ -295,6 +295,17 @@ class TestPlacement:
         assert placement.target == Share(3, (0, 1, 4))
         assert placement.draft == Share(1, (5,))
         assert placement.alone == Share(4, (0, 1, 4, 5))
+        # The other model gets the rest.
+        assert place(CPU, CPU, "0-1").draft == Share(6, tuple(range(2, 8)))
+        assert place(CPU, CPU, None, "0-1").target == Share(6, tuple(range(2, 8)))
+        with pytest.raises(InputError, match=r"no core is left .* with --draft-cores"):
+            place(CPU, CPU, "0-7")
+
+    def test_a_quota_bounds_what_the_user_leaves_over(self, monkeypatch):
+        self.machine(monkeypatch, 64, quota=4.0)
+        placement = place(CPU, CPU, None, "0")
+        assert placement.target == Share(3, tuple(range(1, 64)))
+        assert placement.alone == Share(4, tuple(range(64)))
 
     @pytest.mark.parametrize("given", ["", "a", "1-", "0,,1", "0;1"])
     def test_what_is_no_list_of_cores(self, given):

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from specbranch.integration import generate
-    from specbranch.llm import LLM, CompletionOutput, Piece, RequestOutput
+    from specbranch.llm import LLM
+    from specbranch.outputs import CompletionOutput, Piece, RequestOutput
     from specbranch.sampling import SamplingParams
 
 __all__ = ["LLM", "CompletionOutput", "Piece", "RequestOutput", "SamplingParams", "generate"]
 __version__ = "0.1.0"
 
-_HOMES = {"SamplingParams": "specbranch.sampling", "generate": "specbranch.integration"}
+_HOMES = {
+    "LLM": "specbranch.llm",
+    "SamplingParams": "specbranch.sampling",
+    "generate": "specbranch.integration",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: `specbranch --help` need not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'specbranch' has no attribute '{name}'")
-    return getattr(import_module(_HOMES.get(name, "specbranch.llm")), name)
+    return getattr(import_module(_HOMES.get(name, "specbranch.outputs")), name)

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListLike
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from types import TracebackType
@@ -26,12 +26,13 @@ from specbranch.lanes.placement import place
 from specbranch.lanes.process import TIMEOUT
 from specbranch.lanes.start import pick_lanes, start_lanes
 from specbranch.lanes.virtual import Profile
-from specbranch.metrics import Metrics, Round
+from specbranch.metrics import Round
 from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokenizer, named_device
 from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.models.selfcheck import check_runner
+from specbranch.outputs import CompletionOutput, Piece, Request, RequestOutput
 from specbranch.sampling import SamplingParams
-from specbranch.sequence import FinishReason, Origin, Sequence
+from specbranch.sequence import FinishReason, Sequence
 from specbranch.text import TextStream
 from specbranch.workers.draft import DraftWorker
 from specbranch.workers.make import make_draft, make_target
@@ -51,57 +52,6 @@ def _check_method(method: str | None, has_draft: bool) -> None:
         raise InputError(f"unknown method '{method}': use {', '.join(DECODERS)}")
     if not has_draft and method != "autoregressive":
         raise InputError(f"the method '{method}' needs a draft model: give one")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some streamed text; ``print(piece, end="")`` prints it.
-
-    Attributes:
-        text: what the token adds to the text.
-        token: its id.
-        origin: which guess it comes from.
-    """
-
-    text: str
-    token: int
-    origin: Origin
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass
-class CompletionOutput:
-    """Generated text of one request; `token_ids` include the token that ended it."""
-
-    text: str
-    token_ids: list[int]
-    origins: list[Origin]
-    finish_reason: FinishReason
-
-
-@dataclass
-class RequestOutput:
-    """What `LLM.generate` returns for a prompt, in vLLM's shape, and how it was made."""
-
-    prompt: str
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput]
-    params: SamplingParams
-    metrics: Metrics
-    rounds: list[Round]
-
-
-@dataclass
-class Request:
-    """A generation under way: what the decoder writes to and the reader reads from."""
-
-    sequence: Sequence
-    stream: TextStream
-    params: SamplingParams
-    metrics: Metrics = field(default_factory=Metrics)
-    rounds: list[Round] = field(default_factory=list)
 
 
 class LLM:
@@ -169,6 +119,8 @@ class LLM:
         self._configure(
             DecodingOptions(gamma, epsilon, k_max, branching), method, width, draft is not None
         )
+        if lane_timeout <= 0:
+            raise InputError(f"lane_timeout must be more than 0 seconds, not {lane_timeout:g}")
         self.tokenizer = load_tokenizer(target)
         specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width)}
         makers: dict[str, Callable[[], Worker]] = {"target": partial(make_target, specs["target"])}
@@ -180,6 +132,11 @@ class LLM:
         devices.setdefault("draft", devices["target"])
         overlap = draft is not None and self.method in OVERLAPPING
         self.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap)
+        if self.lanes != "process" and (target_cores or draft_cores):
+            raise InputError(
+                f"only process lanes have cores of their own, and these are {self.lanes}: "
+                "use lanes=process"
+            )
         self.placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
         self._start(makers, devices, max_model_len, lane_timeout, profile)
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from specbranch.decoders import DecodingOptions
-from specbranch.llm import LLM, Prompt, RequestOutput
+from specbranch.llm import LLM, Prompt
+from specbranch.outputs import RequestOutput
 from specbranch.sampling import SamplingParams
 
 PLAIN = "plain decoding"
@@ -54,8 +55,11 @@ class Pair:
         """Load the pair for both; `make` loads it on the given kind of lanes."""
         parallel = make(lanes)
         # On a virtual clock nothing depends on who has which cores.
-        one = parallel.lanes in ("inline", "virtual")
-        return cls(parallel if one else make("inline"), parallel)
+        if parallel.lanes in ("inline", "virtual"):
+            return cls(parallel, parallel)
+        # This process has the models in turn: the same cores as the lanes have together.
+        parallel.placement.alone.take()
+        return cls(make("inline"), parallel)
 
     def close(self) -> None:
         """Release all lanes."""

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from specbranch.bench.interleave import Results, interleave
 from specbranch.bench.speed import Overlap, Speed, overlap, speeds
+from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_both, sampling_params
 from specbranch.errors import InputError
 from specbranch.prompts import read_prompts
@@ -63,8 +64,9 @@ def run_bench(options: argparse.Namespace) -> int:
         raise InputError("texts can be compared with greedy decoding or --acceptance coupled only")
     if not params.greedy and params.seed is None:
         params = replace(params, seed=0)
-    if options.repeats < 1:
-        raise InputError(f"--repeats must be 1 or more, not {options.repeats}")
+    check_counts(options, "repeats", "limit", "prompt_tokens")
+    if options.output:
+        check_writable(options.output)
     texts = [text for file in options.files for text in read_prompts(file, options.limit)]
     pair = load_both(options)
     llm = pair.parallel

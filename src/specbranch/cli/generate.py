@@ -14,10 +14,12 @@ from rich.text import Text
 from tqdm import tqdm
 
 from specbranch import timeline
+from specbranch.cli.checks import check_counts
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.errors import InputError
-from specbranch.llm import LLM, Request, RequestOutput
+from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
+from specbranch.outputs import Request, RequestOutput
 from specbranch.prompts import read_prompts
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import Origin
@@ -31,8 +33,7 @@ MEANINGS = {
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be 1 or more, not {options.limit}")
+    check_counts(options, "limit")
     if options.file is not None:
         return read_prompts(options.file, options.limit)
     if options.prompt is None and sys.stdin.isatty():
@@ -142,6 +143,8 @@ def run_generate(options: argparse.Namespace) -> int:
             "distribution, not token by token"
         )
     if options.timeline:
+        if options.compare:
+            raise InputError("--compare draws nothing: use `specbranch compare --timeline`")
         timeline.check_file(options.timeline)
     with load_llm(options) as llm:
         return _generate(llm, prompts, params, options)

@@ -51,7 +51,10 @@ def load_both(options: argparse.Namespace) -> Pair:
         raise InputError("a comparison of methods needs a draft model")
 
     def make(lanes: str) -> LLM:
-        return load_llm(argparse.Namespace(**vars(options) | {"lanes": lanes}))
+        changed: dict[str, str | None] = {"lanes": lanes}
+        if lanes != options.lanes:
+            changed |= {"target_cores": None, "draft_cores": None}
+        return load_llm(argparse.Namespace(**vars(options) | changed))
 
     return Pair.load(make, options.lanes)
 

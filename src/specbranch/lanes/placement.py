@@ -102,7 +102,11 @@ def place(
     matrices are too small to be divided far, gets a fourth of the cores, one at least.
 
     Args:
-        target_cores, draft_cores: lists of cores (see `parse_cores`) that override this.
+        target_cores, draft_cores: lists of cores (see `parse_cores`) that override this; where
+            only one is given, the other lane gets the rest.
+
+    Raises:
+        InputError: no such cores, or no core is left for the other lane.
     """
     everything = available()
     count = everything.threads
@@ -120,15 +124,32 @@ def place(
     else:
         target, draft = Share(for_target), Share(for_draft)
     if target_cores is not None:
-        chosen = parse_cores(target_cores)
-        target = Share(len(chosen), chosen)
+        target = _share_of(parse_cores(target_cores))
     if draft_cores is not None:
-        chosen = parse_cores(draft_cores)
-        draft = Share(len(chosen), chosen)
+        draft = _share_of(parse_cores(draft_cores))
+    if target_cores is not None and draft_cores is None:
+        draft = _rest(everything, target, "--draft-cores")
+    elif draft_cores is not None and target_cores is None:
+        target = _rest(everything, draft, "--target-cores")
     if target_cores is not None or draft_cores is not None:
         both = tuple(sorted({*target.cores, *draft.cores}))
-        return Placement(target, draft, Share(len(both), both))
+        threads = min(len(both), target.threads + draft.threads)
+        return Placement(target, draft, Share(threads, both))
     return Placement(target, draft, everything)
+
+
+def _share_of(cores: tuple[int, ...]) -> Share:
+    return Share(len(cores), tuple(sorted(cores)))
+
+
+def _rest(everything: Share, taken: Share, option: str) -> Share:
+    cores = everything.cores or tuple(os.sched_getaffinity(0))
+    left = tuple(core for core in cores if core not in taken.cores)
+    if not left:
+        raise InputError(f"no core is left for the other model: give its cores with {option}")
+    # A quota, which names no cores, still bounds how many work at once.
+    threads = min(len(left), max(1, everything.threads - taken.threads))
+    return Share(threads, left)
 
 
 def _siblings(core: int) -> set[int]:

@@ -1,0 +1,61 @@
+"""What generation gives back, in vLLM's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from specbranch.metrics import Metrics, Round
+from specbranch.sampling import SamplingParams
+from specbranch.sequence import FinishReason, Origin, Sequence
+from specbranch.text import TextStream
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some streamed text; ``print(piece, end="")`` prints it.
+
+    Attributes:
+        text: what the token adds to the text.
+        token: its id.
+        origin: which guess it comes from.
+    """
+
+    text: str
+    token: int
+    origin: Origin
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass
+class CompletionOutput:
+    """Generated text of one request; `token_ids` include the token that ended it."""
+
+    text: str
+    token_ids: list[int]
+    origins: list[Origin]
+    finish_reason: FinishReason
+
+
+@dataclass
+class RequestOutput:
+    """What `LLM.generate` returns for a prompt, in vLLM's shape, and how it was made."""
+
+    prompt: str
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    params: SamplingParams
+    metrics: Metrics
+    rounds: list[Round]
+
+
+@dataclass
+class Request:
+    """A generation under way: what the decoder writes to and the reader reads from."""
+
+    sequence: Sequence
+    stream: TextStream
+    params: SamplingParams
+    metrics: Metrics = field(default_factory=Metrics)
+    rounds: list[Round] = field(default_factory=list)
