@@ -61,7 +61,7 @@ class TableRunner:
         self.positions = capacity
         self.forwards = 0
 
-    def open(self, sequence: int, capacity: int, width: int | None = None) -> None:
+    def open(self, sequence: int, capacity: int, width: object = None) -> None:
         self._states[sequence] = State()
 
     def close(self, sequence: int) -> None:

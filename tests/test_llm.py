@@ -37,7 +37,7 @@ def test_text_is_that_of_plain_decoding(llm, method, params):
 
 
 @pytest.mark.parametrize("method", SPECULATIVE)
-def test_bfloat16_is_bit_exact_at_fixed_width(method):
+def test_bfloat16_is_bit_exact(method):
     """In bfloat16 the text of methods that round differently parts within a few tokens."""
     with LLM(dtype="bfloat16", lanes="inline") as llm:
         params = SamplingParams(max_tokens=48)
@@ -116,7 +116,7 @@ def test_bad_methods_and_widths():
         LLM(method="psychic")
     with pytest.raises(InputError, match="'speculative' needs a draft"):
         LLM(draft=None, method="speculative")
-    with pytest.raises(InputError, match="width must be 1 or more"):
+    with pytest.raises(InputError, match="width must be auto, 1 or more, or None, not 0"):
         LLM(width=0)
     with pytest.raises(InputError, match="max_model_len must be between 2 and 1024"):
         LLM(max_model_len=5000)

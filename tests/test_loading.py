@@ -28,6 +28,7 @@ from specbranch.models.loading import (
 )
 from specbranch.models.runner import CausalRunner
 from specbranch.models.selfcheck import check_runner
+from specbranch.models.width import NATURAL, Width
 from tests.tiny import ARCHITECTURES, POSITIONS, save_pair_half, tiny_model, tiny_tokenizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -73,9 +74,9 @@ def test_architectures_without_sdpa_attend_eagerly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("width", [None, 8])
+@pytest.mark.parametrize("width", [NATURAL, Width.fixed(8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_check_runner_accepts(architecture: str, width: int | None, dtype: torch.dtype) -> None:
+def test_check_runner_accepts(architecture: str, width: Width, dtype: torch.dtype) -> None:
     model = tiny_model(architecture, dtype=dtype)
     check_cache(model.config, architecture)
     runner = CausalRunner(model)
@@ -106,10 +107,10 @@ def blind_branches(options: dict[str, Any]) -> None:
         pytest.param(blind_branches, id="a mask of its own"),
     ],
 )
-@pytest.mark.parametrize("width", [None, 8])
+@pytest.mark.parametrize("width", [NATURAL, Width.fixed(8)])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_check_runner_refuses_attention_that_ignores_the_mask(
-    architecture: str, width: int | None, change: Callable[[dict[str, Any]], None]
+    architecture: str, width: Width, change: Callable[[dict[str, Any]], None]
 ) -> None:
     model = tiny_model(architecture)
     meddle(model, change)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specbranch.models.runner import CausalRunner
+from specbranch.models.selfcheck import invariant_from
 from specbranch.models.slab import SlabLayer
+from specbranch.models.width import NATURAL, Width
 from tests.tiny import ARCHITECTURES, VOCABULARY, tiny_model
 
 TOLERANCE = 1e-4  # of float32 logits, relative to the largest
 CAPACITY = 64
+BLOCK = 8  # small, so that texts cross its borders
 LONGEST = 19  # more than twice the width, so that runs are split
 WIDTH = 8
+FIXED = Width.fixed(WIDTH)
+ALIGNED = Width(3, aligned=True)
 ACTIONS = 18  # per example
 TOKENS = st.integers(0, VOCABULARY - 1)
 
@@ -52,6 +57,13 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     assert difference <= TOLERANCE * expected.abs().max().item()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("specbranch.models.runner.BLOCK", BLOCK)
+        yield
+
+
 def some_tokens(count: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     tokens: list[int] = torch.randint(VOCABULARY, (count,), generator=generator).tolist()
@@ -61,7 +73,7 @@ def some_tokens(count: int, seed: int = 0) -> list[int]:
 class Tree:
     """A runner beside the plain lists of tokens that its trunk and branches should stand for."""
 
-    def __init__(self, model: PreTrainedModel, width: int | None) -> None:
+    def __init__(self, model: PreTrainedModel, width: Width) -> None:
         self.model = model
         self.runner = CausalRunner(model)
         self.runner.open(0, CAPACITY, width)
@@ -132,12 +144,15 @@ def model_of(
     return tiny_model(architecture, attn_implementation=attention, dtype=dtype)
 
 
-@pytest.mark.parametrize(("width", "attention"), [(None, "sdpa"), (WIDTH, "sdpa"), (None, "eager")])
+@pytest.mark.parametrize(
+    ("width", "attention"),
+    [(NATURAL, "sdpa"), (FIXED, "sdpa"), (NATURAL, "eager"), (ALIGNED, "sdpa")],
+)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_path_gives_the_logits_of_a_fresh_forward(
-    architecture: str, width: int | None, attention: str, data: st.DataObject
+    architecture: str, width: Width, attention: str, data: st.DataObject
 ) -> None:
     tree = Tree(model_of(architecture, attention), width)
     tree.prefill(data)
@@ -154,7 +169,7 @@ def test_fixed_width_reaches_the_last_position(architecture: str, attention: str
         architecture, attn_implementation=attention, max_position_embeddings=positions
     )
     runner = CausalRunner(model)
-    runner.open(0, positions, WIDTH)
+    runner.open(0, positions, FIXED)
     tokens = some_tokens(positions)
     found = [runner.run(0, tokens[:19]).logits, *(runner.run(0, [t]).logits for t in tokens[19:])]
     assert_close(torch.cat(found), fresh(model, tokens))
@@ -163,7 +178,7 @@ def test_fixed_width_reaches_the_last_position(architecture: str, attention: str
 def test_prefill_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specbranch.models.runner.PREFILL_CHUNK", 4)
     model, tokens = model_of("llama"), some_tokens(20)
-    for width in (None, WIDTH):
+    for width in (NATURAL, FIXED):
         runner = CausalRunner(model)
         runner.open(0, 20, width)
         runner.prefill(0, tokens[:6])
@@ -187,9 +202,9 @@ def test_sequences_do_not_disturb_each_other() -> None:
     assert_close(stepped, fresh(model, [*theirs[:4], 9])[-1:])
 
 
-@pytest.mark.parametrize("width", [None, WIDTH])
+@pytest.mark.parametrize("width", [NATURAL, FIXED])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_hidden_states_are_those_of_the_last_layers(architecture: str, width: int | None) -> None:
+def test_hidden_states_are_those_of_the_last_layers(architecture: str, width: Width) -> None:
     model = model_of(architecture)
     tokens = some_tokens(LONGEST)
     with torch.inference_mode():
@@ -220,9 +235,7 @@ PROMPT = 5
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def read(
-    model: PreTrainedModel, width: int | None, rounds: Iterable[Verified]
-) -> tuple[Tensor, Tensor]:
+def read(model: PreTrainedModel, width: Width, rounds: Iterable[Verified]) -> tuple[Tensor, Tensor]:
     """Logits and last hidden states of `TEXT` after its prompt, run in these rounds.
 
     Once the rounds are over, the rest of the text follows in one run.
@@ -255,9 +268,7 @@ def same(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> bool:
 
 
 @functools.cache
-def one_at_a_time(
-    architecture: str, dtype: torch.dtype, width: int | None
-) -> tuple[Tensor, Tensor]:
+def one_at_a_time(architecture: str, dtype: torch.dtype, width: Width) -> tuple[Tensor, Tensor]:
     return read(model_of(architecture, dtype=dtype), width, [Verified(1)] * len(TEXT))
 
 
@@ -275,8 +286,8 @@ def test_fixed_width_is_bit_exact(
     architecture: str, dtype: torch.dtype, rounds: list[Verified]
 ) -> None:
     """However the text is cut into runs, and whatever was rejected in between."""
-    chunked = read(model_of(architecture, dtype=dtype), WIDTH, rounds)
-    assert same(chunked, one_at_a_time(architecture, dtype, WIDTH))
+    chunked = read(model_of(architecture, dtype=dtype), FIXED, rounds)
+    assert same(chunked, one_at_a_time(architecture, dtype, FIXED))
 
 
 def test_natural_widths_round_differently() -> None:
@@ -284,13 +295,58 @@ def test_natural_widths_round_differently() -> None:
     chunks = [Verified(WIDTH)] * 5
     different = [
         not same(
-            read(model_of(architecture, dtype=dtype), None, chunks),
-            one_at_a_time(architecture, dtype, None),
+            read(model_of(architecture, dtype=dtype), NATURAL, chunks),
+            one_at_a_time(architecture, dtype, NATURAL),
         )
         for architecture in ("llama", "gpt2")
         for dtype in DTYPES
     ]
     assert any(different)
+
+
+@functools.cache
+def packed(architecture: str, dtype: torch.dtype) -> CausalRunner:
+    runner = CausalRunner(tiny_model(architecture, dtype=dtype))
+    runner.pack()
+    return runner
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_cheapest_width_is_bit_exact(architecture: str, dtype: torch.dtype) -> None:
+    """Whatever it is on this machine, for packed weights and for others."""
+    rounds = [Verified(3), Verified(1, 4), Verified(7), Verified(2, 1), Verified(16)]
+    for runner in (packed(architecture, dtype), CausalRunner(model_of(architecture, dtype=dtype))):
+        width = Width.pick("auto", invariant_from(runner))
+        one_by_one = read(runner.model, width, [Verified(1)] * len(TEXT))
+        assert same(read(runner.model, width, rounds), one_by_one)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packing_changes_nothing_but_speed(architecture: str) -> None:
+    runner = packed(architecture, torch.float32)
+    plain = model_of(architecture)
+    assert_close(fresh(runner.model, TEXT), fresh(plain, TEXT))
+    assert runner.parameters == plain.num_parameters()
+
+
+@pytest.mark.parametrize(("least", "possible"), [(0, {1, 4, 8}), (7, {8}), (12, set())])
+def test_kernels_that_are_not_batch_invariant_are_found_out(
+    least: int, possible: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forwards of fewer than `least` tokens round differently from the others."""
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def meddled(input_ids: Tensor, **options: Any) -> Any:
+        out = forward(input_ids, **options)
+        out.logits = out.logits * (1 + 1e-6 * (input_ids.shape[1] < least))
+        return out
+
+    monkeypatch.setattr(model, "forward", meddled)
+    runner = CausalRunner(model)
+    assert invariant_from(runner) in {*possible, None}
+    assert not runner._states
 
 
 def layers_of(runner: CausalRunner, sequence: int = 0) -> list[SlabLayer]:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from specbranch import timeline
-from specbranch.bench.contenders import FIXED_WIDTH, IN_TURN, ON_SHARE, ONE_POINT, PLAIN, SPECBRANCH
+from specbranch.bench.contenders import BIT_EXACT, IN_TURN, ON_SHARE, ONE_POINT, PLAIN, SPECBRANCH
 from specbranch.bench.interleave import Results
 from specbranch.bench.speed import Spread, overlap
 from specbranch.cli import main
@@ -114,7 +114,7 @@ def test_overlap_of_hand_made_rounds():
         results.metrics[label] = [Metrics(committed=5, seconds=seconds)]
     results.rounds[SPECBRANCH] = [ROUNDS]
     results.rounds[IN_TURN] = [[Round(seconds=34.0)]]
-    results.rounds[FIXED_WIDTH] = [alone]
+    results.rounds[BIT_EXACT] = [alone]
     found = overlap(results)
     # Steps of 4 / max(3, 4) and 5 / max(5, 3.5).
     assert found.round_time == 1.0

@@ -31,6 +31,7 @@ from specbranch.lanes.inline import InlineLane
 from specbranch.models.loading import check_cache
 from specbranch.models.runner import CausalRunner
 from specbranch.models.selfcheck import check_runner
+from specbranch.models.width import NATURAL, Width
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import Sequence
 from specbranch.workers.draft import DraftWorker
@@ -120,7 +121,10 @@ def generate(
     options = DecodingOptions(gamma, epsilon, k_max)
     draft = draft_model if draft_model is not None else assistant_model
     _check_method(method, draft)
-    runner = _runner(model, "the target", width)
+    if width is not None and width < 1:
+        raise InputError(f"width must be 1 or more, or None, not {width!r}")
+    forwards = NATURAL if width is None else Width.fixed(width)
+    runner = _runner(model, "the target", forwards)
     drafting = None
     if draft is not None and method != "autoregressive":
         drafting = _runner(draft, "the draft")
@@ -146,7 +150,7 @@ def generate(
         stopping_criteria,
         longest,
         runner.vocabulary,
-        width,
+        forwards,
     )
     seeds: list[int | None] = [None] * len(rows)
     if generation_config.do_sample:
@@ -233,7 +237,7 @@ class _Loop:
     criteria: StoppingCriteriaList
     longest: int
     vocabulary: int
-    width: int | None
+    width: Width
 
     def run(self, row: _Row, seed: int | None, exactly: int | None = None) -> Iterator[int]:
         """Generated tokens of a row, each as soon as it is committed.
@@ -311,10 +315,8 @@ def _lanes(runner: CausalRunner, drafting: CausalRunner | None) -> Lanes:
     return Lanes(target, InlineLane(lambda: DraftWorker(drafting), "draft"))
 
 
-def _runner(model: PreTrainedModel, name: str, width: int | None = None) -> CausalRunner:
+def _runner(model: PreTrainedModel, name: str, width: Width = NATURAL) -> CausalRunner:
     """A runner of a model that passed the self-check, now or the last time it was set up so."""
-    if width is not None and width < 1:
-        raise InputError(f"width must be 1 or more, or None, not {width!r}")
     check_cache(model.config, name)
     runner = CausalRunner(model)
     attention = model.config.get_text_config()._attn_implementation

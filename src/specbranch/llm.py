@@ -29,7 +29,8 @@ from specbranch.lanes.virtual import Profile
 from specbranch.metrics import Round
 from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokenizer, named_device
 from specbranch.models.runner import CausalRunner, ModelFacts
-from specbranch.models.selfcheck import check_runner
+from specbranch.models.selfcheck import check_runner, invariant_from
+from specbranch.models.width import NATURAL, AskedWidth, Width
 from specbranch.outputs import CompletionOutput, Piece, Request, RequestOutput
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason, Sequence
@@ -41,7 +42,6 @@ from specbranch.workers.target import TargetWorker
 
 logger = logging.getLogger("specbranch")
 
-FIXED_WIDTH = 16  # holds a chain of 15 tokens; forwards of up to 16 cost little more than of one
 Prompt = str | ListLike[int]
 
 
@@ -74,15 +74,18 @@ class LLM:
         target_cores, draft_cores: of process lanes, as ``0-3,6``; by default divided between them.
         lane_timeout: seconds after which a process lane that does not answer is given up.
         profile: how fast the virtual lanes are.
-        width: tokens of every target forward: with a number, all methods give bit-identical
-            logits (see `CausalRunner`); None runs forwards at their natural width, where rounding
-            may let the text of two methods part at near-ties.
+        width: tokens of a target forward. With `auto` and with a number all methods give
+            bit-identical logits: `auto` verifies a chain as it is where this machine's kernels are
+            batch-invariant, and else pads every forward to 16 tokens; a number pads to that. None
+            runs forwards as they come, where rounding may let the text of two methods part at
+            near-ties.
         max_model_len: most tokens of a text, prompt included; the models' own limit by default.
 
     Attributes:
         target, draft: what the models are.
         lanes: the kind of lanes in use.
         placement: their shares of the cores.
+        width: of the target's forwards.
 
     Raises:
         InputError: a model is not there or broken, or the vocabularies differ.
@@ -113,7 +116,7 @@ class LLM:
         draft_cores: str | None = None,
         lane_timeout: float = TIMEOUT,
         profile: Profile | None = None,
-        width: int | None = FIXED_WIDTH,
+        width: AskedWidth = "auto",
         max_model_len: int | None = None,
     ) -> None:
         self._configure(
@@ -138,7 +141,7 @@ class LLM:
                 "use lanes=process"
             )
         self.placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
-        self._start(makers, devices, max_model_len, lane_timeout, profile)
+        self._start(makers, devices, max_model_len, width, lane_timeout, profile)
 
     @classmethod
     def from_models(
@@ -150,7 +153,7 @@ class LLM:
         method: str | None = None,
         options: DecodingOptions | None = None,
         lanes: str = "inline",
-        width: int | None = FIXED_WIDTH,
+        width: AskedWidth = "auto",
         max_model_len: int | None = None,
         profile: Profile | None = None,
     ) -> LLM:
@@ -168,22 +171,24 @@ class LLM:
         llm.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap=False)
         llm.placement = place(devices["target"], devices["draft"])
         runner = CausalRunner(target)
-        check_runner(runner, "target", width)
+        if width == "auto":
+            runner.invariant_from = invariant_from(runner)
+        check_runner(runner, "target", Width.pick(width, runner.invariant_from))
         makers: dict[str, Callable[[], Worker]] = {"target": partial(TargetWorker, runner)}
         if draft is not None:
             drafting = CausalRunner(draft)
             check_runner(drafting, "draft")
             makers["draft"] = partial(DraftWorker, drafting)
-        llm._start(makers, devices, max_model_len, TIMEOUT, profile)
+        llm._start(makers, devices, max_model_len, width, TIMEOUT, profile)
         return llm
 
     def _configure(
-        self, options: DecodingOptions, method: str | None, width: int | None, has_draft: bool
+        self, options: DecodingOptions, method: str | None, width: AskedWidth, has_draft: bool
     ) -> None:
-        if width is not None and width < 1:
-            raise InputError(f"width must be 1 or more, or None, not {width!r}")
+        if not (width is None or width == "auto" or (isinstance(width, int) and width >= 1)):
+            raise InputError(f"width must be auto, 1 or more, or None, not {width!r}")
         _check_method(method, has_draft)
-        self.options, self.width = options, width
+        self.options = options
         self.method = method or ("specbranch" if has_draft else "autoregressive")
 
     def _start(
@@ -191,6 +196,7 @@ class LLM:
         makers: dict[str, Callable[[], Worker]],
         devices: dict[str, torch.device],
         max_model_len: int | None,
+        width: AskedWidth,
         timeout: float,
         profile: Profile | None,
     ) -> None:
@@ -209,6 +215,7 @@ class LLM:
             raise
         self.target, self.draft = facts["target"], facts.get("draft")
         self.max_model_len = max_model_len or longest
+        self.width = Width.pick(width, self.target.invariant_from)
         self._lanes = Lanes(started["target"], started.get("draft"))
         self._ids = itertools.count()
 
@@ -218,7 +225,7 @@ class LLM:
         At natural width and, on a CPU, on the cores of both lanes. It shares this `LLM`'s lanes.
         """
         plain = copy.copy(self)
-        plain.draft, plain.width, plain.method = None, None, "autoregressive"
+        plain.draft, plain.width, plain.method = None, NATURAL, "autoregressive"
         return plain
 
     def on_target_share(self) -> LLM:

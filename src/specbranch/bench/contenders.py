@@ -15,7 +15,7 @@ SPECBRANCH = "SpecBranch"
 ONE_POINT = "SpecBranch, one branch point"
 IN_TURN = "SpecBranch, models in turn on all cores"
 ON_SHARE = "plain decoding on the target's share of the cores"
-FIXED_WIDTH = "plain decoding at the fixed width, on the target's share of the cores"
+BIT_EXACT = "plain decoding, bit-exact, on the target's share of the cores"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Pair:
             paper = replace(options, branching="point")
             contenders.append(Contender(ONE_POINT, self.parallel, "specbranch", paper))
         kept = self.parallel.on_target_share()
-        contenders.append(Contender(FIXED_WIDTH, kept, "autoregressive", options, competes=False))
+        contenders.append(Contender(BIT_EXACT, kept, "autoregressive", options, competes=False))
         if self.in_turn is not self.parallel:
             contenders += [
                 Contender(IN_TURN, self.in_turn, "specbranch", options, competes=False),

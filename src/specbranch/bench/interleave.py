@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from specbranch.bench.contenders import FIXED_WIDTH, PLAIN, Contender
+from specbranch.bench.contenders import BIT_EXACT, PLAIN, Contender
 from specbranch.metrics import Metrics, Round
 from specbranch.sampling import SamplingParams
 
@@ -23,7 +23,7 @@ class Results:
         metrics: sums over the prompts, one a finished repeat.
         rounds: of all generations.
         compared, identical: texts held against those of plain decoding, token by token: those
-            made at the fixed width, since natural widths round differently.
+            that are to be bit-exact, since natural widths round differently.
     """
 
     metrics: dict[str, list[Metrics]] = field(default_factory=lambda: defaultdict(list))
@@ -59,9 +59,9 @@ def interleave(
                         texts[contender.label] = output.outputs[0].token_ids
                         progress.update()
                     for contender in contenders:
-                        if contender.llm.width is not None and contender.label != FIXED_WIDTH:
+                        if contender.llm.width.aligned and contender.label != BIT_EXACT:
                             results.compared += 1
-                            results.identical += texts[contender.label] == texts[FIXED_WIDTH]
+                            results.identical += texts[contender.label] == texts[BIT_EXACT]
                 for label, metrics in sums.items():
                     results.metrics[label].append(metrics)
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from operator import add
 from statistics import median
 
 from specbranch.bench.contenders import (
-    FIXED_WIDTH,
+    BIT_EXACT,
     IN_TURN,
     ON_SHARE,
     PLAIN,
@@ -114,7 +114,7 @@ def overlap(results: Results) -> Overlap | None:
         return None
     texts = results.rounds[SPECBRANCH]
     both = [r for rounds in texts for r in rounds if r.branching and r.verification]
-    alone = [r for rounds in results.rounds[FIXED_WIDTH] for r in rounds]
+    alone = [r for rounds in results.rounds[BIT_EXACT] for r in rounds]
     verification = _median_verification(both)
     bursts = [r.branching for r in both if r.branching and r.branching.forwards]
     steps = [burst.seconds / len(burst.forwards) for burst in bursts]

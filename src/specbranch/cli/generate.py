@@ -103,7 +103,7 @@ def _compare(
         ours = llm.generate(prompt, params)[0]
         # The drawn seed, so that sampling is compared on the same noise.
         reference = llm.generate(prompt, ours.params, method="autoregressive")[0]
-        timed = plain.generate(prompt, ours.params)[0] if llm.width else reference
+        timed = plain.generate(prompt, ours.params)[0] if llm.width.aligned else reference
         same = ours.outputs[0].token_ids == reference.outputs[0].token_ids
         identical += same
         tokens += len(reference.outputs[0].token_ids)

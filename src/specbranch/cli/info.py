@@ -42,8 +42,7 @@ def _facts(llm: LLM) -> Table:
     else:
         table.add_row("vocabulary", f"{len(llm.tokenizer)} tokens")
     table.add_row("context", f"{llm.max_model_len} tokens")
-    exact = f"{llm.width} tokens a target forward" if llm.width else "natural widths"
-    table.add_row("exactness", f"{exact}: {'bit-exact' if llm.width else 'exact up to rounding'}")
+    table.add_row("exactness", str(llm.width))
     table.add_row("lanes", llm.lanes)
     if llm.lanes == "process":
         table.add_row("", f"target: {llm.placement.target}; alone: {llm.placement.alone}")

@@ -14,6 +14,10 @@ from specbranch.errors import SpecBranchError
 _TIMELINE = "draw what the lanes did when: .svg, .png, or .json for Perfetto"
 
 
+def _number_or_word(given: str) -> int | str:
+    return int(given) if given.lstrip("-").isdigit() else given
+
+
 def _add_pair(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the pair")
     add = group.add_argument
@@ -26,10 +30,10 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     add("--sharded", action="store_true", help="spread the target over all GPUs")
     add(
         "--width",
-        type=int,
-        default=16,
-        help="tokens of every target forward, so that all methods are bit-exact (default 16); "
-        "0 runs natural widths",
+        type=_number_or_word,
+        default="auto",
+        help="tokens of a target forward: auto (default) and a number N (padded) are bit-exact for "
+        "all methods; 0 is not",
     )
     add("--max-model-len", type=int, help="most tokens of a text, prompt included")
 
@@ -66,15 +70,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _gamma(given: str) -> int | str:
-    return int(given) if given.lstrip("-").isdigit() else given
-
-
 def _add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     add = group.add_argument
     add("--method", help="specbranch (default), speculative, autoregressive")
-    add("--gamma", type=_gamma, help="most tokens drafted ahead in a round; auto follows the lanes")
+    add(
+        "--gamma",
+        type=_number_or_word,
+        help="most tokens drafted ahead in a round; auto follows the lanes",
+    )
     add("--epsilon", type=float, help="draft confidence below which a position is uncertain")
     add("--k-max", type=int, help="most branches in one round")
     add("--branching", help="outcomes: wherever the chain may break; point: at its end")

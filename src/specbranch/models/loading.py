@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
 from specbranch.hardware import has_native_bfloat16
+from specbranch.models.width import AskedWidth
 from specbranch.zoo import BUNDLED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,14 +41,14 @@ class ModelSpec:
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto` or a `torch` device.
         sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
-        width: of the runner's forwards (see `CausalRunner`).
+        width: of the target's forwards, as the user gave it.
     """
 
     name: str
     dtype: str = "auto"
     device: str = "auto"
     sharded: bool = False
-    width: int | None = None
+    width: AskedWidth = None
 
 
 def resolve(name: str) -> str:

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specbranch.models.packing import pack
 from specbranch.models.slab import Slab
+from specbranch.models.width import NATURAL, Width
 
 PREFILL_CHUNK = 512
+BLOCK = 256  # slots; what aligned forwards attend over is a multiple of it
 
 
 @dataclass
@@ -32,7 +35,7 @@ class State:
     """One sequence: a trunk in slots ``0 … length − 1``, and branches in the slots after it."""
 
     slab: Slab
-    width: int | None
+    width: Width
     length: int = 0
     used: int = 0
     branches: dict[int, Branch] = field(default_factory=dict)
@@ -49,6 +52,8 @@ class ModelFacts:
         vocabulary: number of logits.
         positions: most tokens of a text.
         eos_ids: tokens that end a text.
+        invariant_from: fewest tokens of a forward from which on a token's logits are bit-identical
+            whatever is run with it (batch-invariant kernels); None if they are not known to be.
     """
 
     name: str
@@ -61,6 +66,7 @@ class ModelFacts:
     vocabulary: int
     positions: int
     eos_ids: frozenset[int]
+    invariant_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,15 @@ class CausalRunner:
         self.layers: int = config.num_hidden_layers
         self.positions: int = config.max_position_embeddings
         self.vocabulary: int = config.vocab_size
+        self.parameters: int = model.num_parameters()
+        self.invariant_from: int | None = None
         self._additive = config._attn_implementation == "eager"
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._states: dict[int, State] = {}
+
+    def pack(self) -> None:
+        """Change the model for faster forwards, if it is on a CPU (see `packing`)."""
+        pack(self.model)
 
     def describe(self, name: str) -> ModelFacts:
         """What the model, called `name` by the user, is."""
@@ -106,7 +118,7 @@ class CausalRunner:
         return ModelFacts(
             name,
             config.model_type,
-            self.model.num_parameters(),
+            self.parameters,
             self.layers,
             config.hidden_size,
             str(self.model.dtype).removeprefix("torch."),
@@ -114,20 +126,19 @@ class CausalRunner:
             self.vocabulary,
             self.positions,
             frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
+            self.invariant_from,
         )
 
-    def open(self, sequence: int, capacity: int, width: int | None = None) -> None:
+    def open(self, sequence: int, capacity: int, width: Width = NATURAL) -> None:
         """Start the empty sequence `sequence` that will hold at most `capacity` tokens at once.
 
         Args:
-            capacity: trunk and branches together; padding to a fixed width needs no allowance.
-            width: with a number, every forward of `run` has exactly this many tokens (padded, or
-                split) over the whole slab, so that the same kernels round the same way however
-                many tokens are new: a token's logits are then bit-identical whether it was run
-                alone or in a chain. None runs the tokens as they come, over the filled part.
+            capacity: trunk and branches together; padding and alignment need no allowance.
+            width: of the forwards of `run`.
         """
-        slab = Slab(self.layers, capacity + (width or 0))
-        self._states[sequence] = State(slab, width)
+        if width.aligned:
+            capacity = -(-capacity // BLOCK) * BLOCK
+        self._states[sequence] = State(Slab(self.layers, capacity + width.least - 1), width)
 
     def close(self, sequence: int) -> None:
         """Forget the sequence and free its cache."""
@@ -151,12 +162,13 @@ class CausalRunner:
             layers: K, how many of the last layers' hidden states to return.
         """
         state = self._states[sequence]
-        chunk = state.width or len(tokens)
-        parts = []
-        for start in range(0, len(tokens), chunk):
-            new = list(tokens[start : start + chunk])
-            part = self._run_trunk(state, new, pad=chunk - len(new), layers=layers)
-            parts.append(part)
+        parts, left = [], list(tokens)
+        while left:
+            count = min(len(left), state.width.most or len(left))
+            if state.width.aligned:
+                count = min(count, BLOCK - state.length % BLOCK)
+            parts.append(self._run_trunk(state, left[:count], state.width.least, layers))
+            del left[:count]
         if len(parts) == 1:
             return parts[0]
         hidden = [part.hidden for part in parts if part.hidden is not None]
@@ -225,21 +237,21 @@ class CausalRunner:
         state.branches.clear()
 
     def _run_trunk(
-        self, state: State, tokens: list[int], pad: int = 0, layers: int = 0, keep: int = 0
+        self, state: State, tokens: list[int], least: int = 1, layers: int = 0, keep: int = 0
     ) -> Output:
         state.branches.clear()
         start, count = state.length, len(tokens)
         state.length = state.used = start + count
-        rows = count + pad
-        extent = state.slab.capacity if state.width else start + rows
+        rows = max(count, least)
+        extent = -(-state.length // BLOCK) * BLOCK if state.width.aligned else start + rows
         columns = torch.arange(extent)
         mask = columns[None, :] <= torch.arange(start, start + rows)[:, None]
         slots = list(range(start, start + rows))
         # Padding rows are computed and thrown away: their positions only have to exist.
         positions = [min(p, self.positions - 1) for p in slots]
-        padded = tokens + [tokens[-1]] * pad
+        padded = tokens + [tokens[-1]] * (rows - count)
         out = self._forward(state.slab, padded, slots, positions, mask, layers, keep)
-        if not pad:
+        if rows == count:
             return out
         hidden = out.hidden[:, :count] if out.hidden is not None else None
         return Output(out.logits[:count], hidden)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import torch
 
 from specbranch.errors import UnsupportedModelError
 from specbranch.models.loading import one_line
 from specbranch.models.runner import CausalRunner
+from specbranch.models.width import NATURAL, Width
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @torch.inference_mode()
-def check_runner(runner: CausalRunner, name: str, width: int | None = None) -> None:
+def check_runner(runner: CausalRunner, name: str, width: Width = NATURAL) -> None:
     """Run, fork, step, keep and rewind a few tokens; compare with a fresh forward over them.
 
     Raises:
@@ -52,3 +55,37 @@ def check_runner(runner: CausalRunner, name: str, width: int | None = None) -> N
             f"{name} gives other logits over a cache that forks (relative difference "
             f"{difference:.1e}): its attention does not follow masks and positions alone"
         )
+
+
+@torch.inference_mode()
+def invariant_from(runner: CausalRunner) -> int | None:
+    """Fewest tokens of a forward from which on this model's logits are batch-invariant here.
+
+    Found by trial: tokens are run in chunks of many sizes, and every logit must be bit-identical
+    to that of chunks of 16. That depends on the kernels that this machine's libraries choose for
+    the model's shapes.
+    """
+    count = min(64, runner.positions)
+    tokens = [(7 * i * i + 3 * i + 1) % runner.vocabulary for i in range(count)]
+    expected = _in_chunks(runner, tokens, [16], Width.fixed(16))
+    for least in (1, 4, 8):
+        sizes = [1, 2, 3, 4, 5, 7, 8, 12, 16, 6]
+        if torch.equal(_in_chunks(runner, tokens, sizes, Width(least, aligned=True)), expected):
+            return least
+    return None
+
+
+def _in_chunks(
+    runner: CausalRunner, tokens: list[int], sizes: list[int], width: Width
+) -> torch.Tensor:
+    sequence = -1
+    runner.open(sequence, len(tokens), width)
+    try:
+        parts, left, size = [], tokens, cycle(sizes)
+        while left:
+            count = next(size)
+            parts.append(runner.run(sequence, left[:count]).logits)
+            left = left[count:]
+        return torch.cat(parts)
+    finally:
+        runner.close(sequence)

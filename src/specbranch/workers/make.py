@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from specbranch.models.loading import ModelSpec, load_model
 from specbranch.models.runner import CausalRunner
-from specbranch.models.selfcheck import check_runner
+from specbranch.models.selfcheck import check_runner, invariant_from
+from specbranch.models.width import Width
 from specbranch.workers.draft import DraftWorker
 from specbranch.workers.target import TargetWorker
-
-
-def _checked_runner(spec: ModelSpec) -> CausalRunner:
-    runner = CausalRunner(load_model(spec))
-    check_runner(runner, spec.name, spec.width)
-    return runner
 
 
 def make_target(spec: ModelSpec) -> TargetWorker:
@@ -21,7 +16,12 @@ def make_target(spec: ModelSpec) -> TargetWorker:
     Raises:
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
     """
-    return TargetWorker(_checked_runner(spec), spec.name)
+    runner = CausalRunner(load_model(spec))
+    runner.pack()
+    if spec.width == "auto":
+        runner.invariant_from = invariant_from(runner)
+    check_runner(runner, spec.name, Width.pick(spec.width, runner.invariant_from))
+    return TargetWorker(runner, spec.name)
 
 
 def make_draft(spec: ModelSpec) -> DraftWorker:
@@ -30,4 +30,6 @@ def make_draft(spec: ModelSpec) -> DraftWorker:
     Raises:
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
     """
-    return DraftWorker(_checked_runner(spec), spec.name)
+    runner = CausalRunner(load_model(spec))
+    check_runner(runner, spec.name)
+    return DraftWorker(runner, spec.name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from specbranch.models.width import NATURAL, Width
 from specbranch.sampling import SamplingParams
 
 
@@ -19,7 +20,7 @@ class Opening:
         vocabulary: the target's number of logits; the draft's are cut or padded to it.
         stop_ids: tokens after which nothing need be drafted.
         branch_tokens: most tokens that the branches of one round hold together.
-        width: tokens of every target forward; None runs them as they come.
+        width: of the target's forwards.
     """
 
     prompt: list[int]
@@ -28,7 +29,7 @@ class Opening:
     vocabulary: int
     stop_ids: frozenset[int] = frozenset()
     branch_tokens: int = 0
-    width: int | None = None
+    width: Width = NATURAL
 
 
 @dataclass(frozen=True)

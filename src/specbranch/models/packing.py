@@ -1,0 +1,84 @@
+"""Weights laid out once for oneDNN's kernels, which MKL would do again at every forward.
+
+Measured on one AVX2 core in float32, a 27M Llama verifies 8 tokens in 19 ms instead of 25. And its
+kernels are batch-invariant there, which MKL's are only from 4 rows on.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from specbranch.hardware import has_native_bfloat16
+
+LEAST_ROWS = 4  # below, `scaled_dot_product_attention` takes other kernels
+ATTENTION = "sdpa_least_rows"
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in oneDNN's layout; its weight cannot be read any more.
+
+    Args:
+        linear: on the CPU.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+
+
+def pack(model: PreTrainedModel) -> None:
+    """Replace the model's linear layers, and have its attention run at least 4 rows.
+
+    Without effect where oneDNN has no kernels for it: on a GPU, beside x86, in float16.
+    """
+    dtypes = {torch.float32}
+    if has_native_bfloat16(torch.device("cpu")):
+        dtypes.add(torch.bfloat16)
+    devices = {parameter.device.type for parameter in model.parameters()}
+    if (
+        devices != {"cpu"}
+        or model.dtype not in dtypes
+        or platform.machine() not in ("x86_64", "AMD64")
+        or not torch.backends.mkldnn.is_available()
+    ):
+        return
+    for module in [*model.modules()]:
+        for name, child in [*module.named_children()]:
+            if type(child) is nn.Linear:  # a subclass may compute something else
+                setattr(module, name, PackedLinear(child))
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """`transformers`' sdpa attention; query is ``[batch, heads, rows, head_dim]``."""
+    rows = query.shape[2]
+    lacking = LEAST_ROWS - rows
+    if lacking > 0 and mask is not None:
+        query = nn.functional.pad(query, (0, 0, 0, lacking))
+        mask = torch.cat([mask, mask[:, :, -1:].expand(-1, -1, lacking, -1)], 2)
+    out, weights = sdpa_attention_forward(module, query, key, value, mask, **options)
+    return out[:, :rows], weights
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
