@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from specbranch import timeline
-from specbranch.bench.contenders import BIT_EXACT, IN_TURN, ON_SHARE, ONE_POINT, PLAIN, SPECBRANCH
+from specbranch.bench.contenders import BY_ITSELF, IN_TURN, ON_SHARE, ONE_POINT, PLAIN, SPECBRANCH
 from specbranch.bench.interleave import Results
 from specbranch.bench.speed import Spread, overlap
 from specbranch.cli import main
@@ -108,20 +108,22 @@ def test_where_no_timeline_can_be_written(tmp_path, name, complaint):
 
 
 def test_overlap_of_hand_made_rounds():
-    alone = [Round(tokens=[1], verification=Span(0, 2, (1,)))]
+    # A verification of n tokens takes n seconds by itself.
+    alone = [Round(tokens=[1], verification=Span(0, n, (n,))) for n in (1, 5)]
     results = Results()
     for label, seconds in ((SPECBRANCH, 2.0), (IN_TURN, 3.0), (PLAIN, 4.0), (ON_SHARE, 5.0)):
         results.metrics[label] = [Metrics(committed=5, seconds=seconds)]
     results.rounds[SPECBRANCH] = [ROUNDS]
     results.rounds[IN_TURN] = [[Round(seconds=34.0)]]
-    results.rounds[BIT_EXACT] = [alone]
+    results.rounds[BY_ITSELF[4]] = [alone]
     found = overlap(results)
     # Steps of 4 / max(3, 4) and 5 / max(5, 3.5).
     assert found.round_time == 1.0
     assert (found.idle, found.steady_idle) == pytest.approx((3.5 / 11, 0.5 / 4))
     assert found.gain == Spread(2.0, 2.0, 2.0)
     assert found.gain_with_prompt == Spread(1.5, 1.5, 1.5)
-    assert found.slow_down == pytest.approx(3.75 / 2)
+    # 4 s for 3 tokens, 3.5 s for 5 tokens.
+    assert found.slow_down == pytest.approx((4 / 3 + 3.5 / 5) / 2)
     assert found.c == pytest.approx(3.75 / 3)
     del results.metrics[IN_TURN]
     assert overlap(results) is None

@@ -16,6 +16,10 @@ ONE_POINT = "SpecBranch, one branch point"
 IN_TURN = "SpecBranch, models in turn on all cores"
 ON_SHARE = "plain decoding on the target's share of the cores"
 BIT_EXACT = "plain decoding, bit-exact, on the target's share of the cores"
+# Verifications of several lengths with nothing beside them.
+BY_ITSELF = {
+    gamma: f"SpS, γ = {gamma}, with the target on its share of the cores" for gamma in (1, 4, 8)
+}
 
 
 @dataclass(frozen=True)
@@ -94,5 +98,9 @@ class Pair:
             contenders += [
                 Contender(IN_TURN, self.in_turn, "specbranch", options, competes=False),
                 Contender(ON_SHARE, kept.plain(), "autoregressive", options, competes=False),
+            ]
+            contenders += [
+                Contender(label, kept, "speculative", replace(options, gamma=gamma), competes=False)
+                for gamma, label in BY_ITSELF.items()
             ]
         return contenders

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -9,7 +10,7 @@ from operator import add
 from statistics import median
 
 from specbranch.bench.contenders import (
-    BIT_EXACT,
+    BY_ITSELF,
     IN_TURN,
     ON_SHARE,
     PLAIN,
@@ -17,6 +18,7 @@ from specbranch.bench.contenders import (
     Contender,
 )
 from specbranch.bench.interleave import Results
+from specbranch.lanes.virtual import Costs
 from specbranch.metrics import Metrics, Round
 from specbranch.timeline import target_idle
 
@@ -95,7 +97,8 @@ class Overlap:
             all cores, ÷ its time; text by text.
         gain_with_prompt: the same with the reading of the prompt, where nothing can overlap;
             repeat by repeat.
-        slow_down: median verification beside a working draft ÷ the same forward without one.
+        slow_down: verification beside a working draft ÷ one of as many tokens without, on the same
+            cores; the median.
         c: median verification ÷ median draft step.
     """
 
@@ -114,8 +117,8 @@ def overlap(results: Results) -> Overlap | None:
         return None
     texts = results.rounds[SPECBRANCH]
     both = [r for rounds in texts for r in rounds if r.branching and r.verification]
-    alone = [r for rounds in results.rounds[BIT_EXACT] for r in rounds]
-    verification = _median_verification(both)
+    alone = [r for label in BY_ITSELF.values() for rounds in results.rounds[label] for r in rounds]
+    verification = median(r.verification.seconds for r in both if r.verification)
     bursts = [r.branching for r in both if r.branching and r.branching.forwards]
     steps = [burst.seconds / len(burst.forwards) for burst in bursts]
     return Overlap(
@@ -127,7 +130,7 @@ def overlap(results: Results) -> Overlap | None:
             for slow, fast in zip(results.rounds[IN_TURN], texts, strict=False)
         ),
         _ratio(results.metrics[SPECBRANCH], results.metrics[IN_TURN]),
-        verification / _median_verification(alone),
+        _slow_down(both, alone),
         verification / median(steps),
     )
 
@@ -138,8 +141,23 @@ def _overlapped(done: Round) -> float:
     return (done.seconds - draft_stage) / max(done.branching.seconds, done.verification.seconds)
 
 
-def _median_verification(rounds: Iterable[Round]) -> float:
-    return median(r.verification.seconds for r in rounds if r.verification)
+def _slow_down(beside: Iterable[Round], alone: Iterable[Round]) -> float:
+    """The median over forwards, each held against the median of its size."""
+    expected = Costs({n: median(seconds) for n, seconds in _by_tokens(alone).items()})
+    ratios = [
+        seconds / expected.seconds(n)
+        for n, taken in _by_tokens(beside).items()
+        for seconds in taken
+    ]
+    return median(ratios)
+
+
+def _by_tokens(rounds: Iterable[Round]) -> dict[int, list[float]]:
+    """Seconds of verifications by the number of tokens."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for verification in (r.verification for r in rounds if r.verification):
+        found[sum(verification.forwards)].append(verification.seconds)
+    return found
 
 
 def _ratio(ours: Sequence[Metrics], theirs: Sequence[Metrics]) -> Spread:
