@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specbranch.decoders import DECODERS, OVERLAPPING, DecodingOptions, Lanes
+from specbranch.decoders import DECODERS, OVERLAPPING, Decoder, DecodingOptions, Lanes
+from specbranch.decoders.autoregressive import autoregressive
 from specbranch.errors import InputError, LaneError
 from specbranch.lanes.base import Lane, Worker
 from specbranch.lanes.placement import place
@@ -281,6 +282,16 @@ class LLM:
         rounds = self._rounds(request, method)
         return self._pieces(request, rounds)
 
+    def run(
+        self, request: Request, decoder: Decoder, options: DecodingOptions | None = None
+    ) -> Iterator[Round]:
+        """Run a request by a decoding method of your own, the models in turn.
+
+        Args:
+            decoder: given both lanes, with the request's sequence open on them.
+        """
+        return self._timed(request, decoder, False, options or self.options)
+
     def output(self, request: Request, prompt: str = "") -> RequestOutput:
         """What a request has come to."""
         sequence = request.sequence
@@ -374,13 +385,18 @@ class LLM:
         self, request: Request, method: str | None, options: DecodingOptions | None = None
     ) -> Iterator[Round]:
         _check_method(method, self.draft is not None)
-        return self._timed(request, method or self.method, options or self.options)
+        method = method or self.method
+        return self._timed(
+            request, DECODERS[method], method in OVERLAPPING, options or self.options
+        )
 
-    def _timed(self, request: Request, method: str, options: DecodingOptions) -> Iterator[Round]:
+    def _timed(
+        self, request: Request, decoder: Decoder, overlap: bool, options: DecodingOptions
+    ) -> Iterator[Round]:
         """The decoder's rounds, timed and counted."""
         now = self._lanes.target.now
         started = before = now()
-        for done in self._decode(request, method, options):
+        for done in self._decode(request, decoder, overlap, options):
             ended = now()
             if not request.rounds:  # reading the prompt is no part of the first round
                 before = min(span.start for span in done.spans)
@@ -394,15 +410,17 @@ class LLM:
             before += now() - ended  # the reader's time is not the round's
             started += now() - ended
 
-    def _decode(self, request: Request, method: str, options: DecodingOptions) -> Iterator[Round]:
+    def _decode(
+        self, request: Request, decoder: Decoder, overlap: bool, options: DecodingOptions
+    ) -> Iterator[Round]:
         """The decoder's rounds; closes the sequence on its lanes, however it ends.
 
         Where the draft lane fails, plain decoding goes on from the last committed token.
         """
         sequence = request.sequence
-        drafting = method != "autoregressive" and self._lanes.draft is not None
+        drafting = decoder is not autoregressive and self._lanes.draft is not None
         lanes = self._lanes if drafting else Lanes(self._lanes.target)
-        overlap = drafting and method in OVERLAPPING
+        overlap = drafting and overlap
         if lanes.draft is not None:
             lanes.draft.occupy(self.placement.share("draft", overlap))
         # The prompt is most work for the target, and next to none for the draft.
@@ -422,15 +440,14 @@ class LLM:
                 for _, call in opened:
                     call.result()
                 lanes.target.occupy(self.placement.share("target", overlap))
-                yield from DECODERS[method if drafting else "autoregressive"](
-                    sequence, lanes, options
-                )
+                decode = decoder if drafting else autoregressive
+                yield from decode(sequence, lanes, options)
             except LaneError as error:
                 if lanes.draft is None or error.lane != lanes.draft.name:
                     raise
                 self._lose_draft(error)
                 lanes.target.submit("rewind", sequence.id, sequence.length).result()
-                yield from DECODERS["autoregressive"](sequence, Lanes(lanes.target), options)
+                yield from autoregressive(sequence, Lanes(lanes.target), options)
         finally:
             for lane, call in opened:
                 if lane in self._lanes.all() and call.exception() is None:

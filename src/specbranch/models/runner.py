@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ class ModelFacts:
         eos_ids: tokens that end a text.
         invariant_from: fewest tokens of a forward from which on a token's logits are bit-identical
             whatever is run with it (batch-invariant kernels); None if they are not known to be.
+        fingerprint: of the weights, by a sample of them; the same in every dtype.
     """
 
     name: str
@@ -67,6 +69,7 @@ class ModelFacts:
     positions: int
     eos_ids: frozenset[int]
     invariant_from: int | None = None
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,13 @@ class CausalRunner:
             self.positions,
             frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
             self.invariant_from,
+            self._fingerprint(),
         )
+
+    def _fingerprint(self) -> str:
+        # In bfloat16, which is what models are stored in: so it does not depend on the dtype here.
+        sample = self.embeddings(range(min(64, self.vocabulary))).to(torch.bfloat16)
+        return sha256(sample.view(torch.int16).cpu().numpy().tobytes()).hexdigest()[:16]
 
     def open(self, sequence: int, capacity: int, width: Width = NATURAL) -> None:
         """Start the empty sequence `sequence` that will hold at most `capacity` tokens at once.
@@ -143,6 +152,13 @@ class CausalRunner:
     def close(self, sequence: int) -> None:
         """Forget the sequence and free its cache."""
         del self._states[sequence]
+
+    @torch.inference_mode()
+    def embeddings(self, tokens: Sequence[int]) -> Tensor:
+        """Input embeddings of n tokens, ``[n, hidden_size]``, in the model's dtype."""
+        table = self.model.get_input_embeddings()
+        found: Tensor = table(torch.tensor(tokens, device=table.weight.device))
+        return found.to(self.device)
 
     def length(self, sequence: int) -> int:
         """Number of tokens of the trunk."""

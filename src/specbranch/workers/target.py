@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -16,12 +17,19 @@ from specbranch.workers.messages import Opening, Verification
 
 @dataclass
 class Text:
-    """A sequence as the target knows it; the cache covers all but its last token."""
+    """A sequence as the target knows it; the cache covers all but its last token.
+
+    Attributes:
+        layers: K, of how many last layers to keep the hidden states; 0 keeps none.
+        features: z of DESIGN §4 after the last verification.
+    """
 
     tokens: list[int]
     params: SamplingParams
     chooser: Chooser
     processors: LogitsProcessorList
+    layers: int = 0
+    features: Tensor | None = None
 
 
 class TargetWorker(Worker):
@@ -70,7 +78,8 @@ class TargetWorker(Worker):
             log_q: the draft's log-probabilities ``[n, vocabulary]`` for the rejection rule.
         """
         text = self._texts[sequence]
-        logits = self._runner.run(sequence, [text.tokens[-1], *chain]).logits
+        out = self._runner.run(sequence, [text.tokens[-1], *chain], text.layers)
+        logits = out.logits
         self.meter(1 + len(chain))
         position = len(text.tokens)
         contexts = [text.tokens + chain[:i] for i in range(len(chain) + 1)]
@@ -83,4 +92,20 @@ class TargetWorker(Worker):
             accepted, token = verify_rejection(chain, log_p, log_q, text.chooser, position)
         text.tokens += [*chain[:accepted], token]
         self._runner.rewind(sequence, len(text.tokens) - 1)
+        if out.hidden is not None:
+            newest = self._runner.embeddings([token])[0]
+            text.features = torch.cat([out.hidden[:, accepted].flatten(), newest]).float()
         return Verification(accepted, token)
+
+    def watch(self, sequence: int, layers: int) -> None:
+        """From now on keep the features of every verification, of that many last layers."""
+        self._texts[sequence].layers = layers
+
+    def features(self, sequence: int) -> Tensor | None:
+        """z (DESIGN §4) after the last verification, float32 ``[(layers + 1) · hidden_size]``.
+
+        The hidden states of the last layers at the last verified position, first layer first, and
+        the embedding of the newest token. None before the first verification that was watched.
+        """
+        found = self._texts[sequence].features
+        return None if found is None else found.cpu()
