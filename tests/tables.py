@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from specbranch.decoders import DECODERS, DecodingOptions, Lanes
+from specbranch.hrad.signal import Keep, Signal
 from specbranch.lanes.inline import InlineLane
 from specbranch.metrics import Metrics, Round
 from specbranch.models.runner import Output
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import Sequence as Text
+from specbranch.tuning import Tuning
 from specbranch.workers.draft import DraftWorker
-from specbranch.workers.messages import Opening
+from specbranch.workers.messages import Opening, Verification
 from specbranch.workers.target import TargetWorker
 
 Table = Callable[[tuple[int, ...]], Tensor]
@@ -130,6 +132,31 @@ class ImpatientDraft(DraftWorker):
         """The lane's own is of no interest."""
 
 
+class MoodyTarget(TargetWorker):
+    """A target whose predictor says one thing or another."""
+
+    def __init__(self, runner: TableRunner, seed: int) -> None:
+        super().__init__(runner)  # type: ignore[arg-type]
+        self._random = random.Random(seed)
+
+    def verify(self, sequence: int, chain: list[int], log_q: Tensor | None = None) -> Verification:
+        done = super().verify(sequence, chain, log_q)
+        offsets = tuple(self._random.uniform(-3, 3) for _ in range(4))
+        return replace(done, signal=Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4))
+
+
+class WhimsicalTuning(Tuning):
+    """Drafts, or does not."""
+
+    def __init__(self, options: DecodingOptions, seed: int) -> None:
+        super().__init__(options)
+        self._random = random.Random(seed)
+
+    @property
+    def speculates(self) -> bool:
+        return self._random.random() < 0.7
+
+
 @dataclass
 class Decoded:
     """A finished generation over tables."""
@@ -151,25 +178,26 @@ def decode(
     stop_ids: frozenset[int] = frozenset(),
     ends_text: Callable[[list[int]], bool] = lambda tokens: False,
     draft_vocabulary: int | None = None,
-    impatience: int | None = None,
+    whims: int | None = None,
 ) -> Decoded:
     """Run one decoding method over inline lanes; the draft lane gives its own count of tokens.
 
+    It always drafts, also where plain decoding would be faster.
+
     Args:
-        impatience: a seed of the moments at which branch stages are stopped.
+        whims: a seed of when branch stages are stopped, what the predictor says, and when drafting
+            pauses; None is never, nothing, and never.
     """
-    options = options or DecodingOptions()
+    options = replace(options or DecodingOptions(), speculate="always")
     readable = draft_vocabulary or vocabulary
     ours, theirs = TableRunner(target, vocabulary), TableRunner(draft, readable)
-    worker = (
-        DraftWorker(theirs)  # type: ignore[arg-type]
-        if impatience is None
-        else ImpatientDraft(theirs, impatience)
-    )
-    lanes = Lanes(
-        InlineLane(lambda: TargetWorker(ours), "target"),  # type: ignore[arg-type]
-        InlineLane(lambda: worker, "draft"),
-    )
+    if whims is None:
+        verifier, drafter = TargetWorker(ours), DraftWorker(theirs)  # type: ignore[arg-type]
+    else:
+        verifier, drafter = MoodyTarget(ours, whims), ImpatientDraft(theirs, whims)
+    lanes = Lanes(InlineLane(lambda: verifier, "target"), InlineLane(lambda: drafter, "draft"))
+    if whims is not None:
+        lanes.tunings[options] = WhimsicalTuning(options, whims)
     assert lanes.draft is not None
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
     most = len(prompt) + params.max_tokens

@@ -78,7 +78,7 @@ def test_prompt_from_standard_input_in_a_pipe():
         (["x", "--compare", "--temperature", "1", "--acceptance", "rejection"], "--compare needs"),
         (
             ["x", "--compare", "--timeline", "x.svg"],
-            "--compare draws nothing: use specbranch compare",
+            "--compare draws nothing: use `specbranch compare",
         ),
         (["x", "--limit", "0"], "--limit must be 1 or more, not 0"),
         (["x", "--lane-timeout", "0"], "lane_timeout must be more than 0 seconds, not 0"),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specbranch.branching import (
+    KeepRule,
     branch_count,
     candidates,
     confidence,
@@ -19,6 +20,7 @@ from specbranch.branching import (
 from specbranch.calibration import Calibration
 from specbranch.decoders import DecodingOptions
 from specbranch.errors import InputError
+from specbranch.hrad.signal import Keep, Signal
 from specbranch.sampling import (
     ACCEPT,
     DRAFT,
@@ -97,9 +99,11 @@ def test_branch_count_follows_the_paper(value, k_max, k):
 
 
 def test_candidates_and_survivor():
-    assert candidates(torch.tensor([0.1, 3.0, -1.0, 2.0]), 3) == [1, 3, 0]
-    assert candidates(torch.tensor([0.1, 3.0]), 5) == [1, 0]
-    assert candidates(torch.tensor([-math.inf, 3.0, -math.inf]), 3) == [1]
+    shares = log([0.1, 0.5, 0.15, 0.25])
+    approximately = [(1, pytest.approx(0.5)), (3, pytest.approx(0.25)), (2, pytest.approx(0.15))]
+    assert candidates(shares, 3) == approximately
+    assert [token for token, _ in candidates(torch.tensor([0.1, 3.0]), 5)] == [1, 0]
+    assert candidates(torch.tensor([-math.inf, 3.0, -math.inf]), 3) == [(1, 1.0)]
     prepared = [(2, 4), (2, 7), (0, 7)]
     assert survivor(prepared, (2, 7)) == 1
     assert survivor(prepared, (0, 7)) == 2
@@ -120,14 +124,66 @@ def test_outcomes_are_ranked_by_their_probability():
         (1, 2): 0.1 / 3,
     }
     assert sum(expected.values()) == pytest.approx(1)
-    assert found == list(expected)
-    assert outcomes([0, 1], [0.5, 0.8], q.log(), 3) == list(expected)[:3]
-    assert outcomes([], [], q[2:].log(), 2) == [(0, 2), (0, 1)]
+    assert [(o.accepted, o.token) for o in found] == list(expected)
+    assert [o.probability for o in found] == pytest.approx(list(expected.values()))
+    assert outcomes([0, 1], [0.5, 0.8], q.log(), 3) == found[:3]
+    assert [o.token for o in outcomes([], [], q[2:].log(), 2)] == [2, 1]
+
+
+def test_an_even_fan_out_takes_the_best_of_every_place_first():
+    q = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]])
+    found = outcomes([0, 1], [0.5, 0.8, 0.9], q.log(), 5, even=True)
+    # Token 2 is what the draft would go on with: the best at the end.
+    assert [(o.accepted, o.token) for o in found] == [(2, 2), (0, 1), (1, 0), (2, 1), (0, 2)]
+
+
+def test_the_end_of_a_chain_may_be_judged_like_the_rest():
+    """After 0, token 2 would come next, with acceptance 0.9 instead of its 0.7."""
+    q = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.2, 0.7]])
+    found = outcomes([0], [0.5, 0.9], q.log(), 9)
+    expected = {
+        (1, 2): 0.45,
+        (0, 1): 0.5 * 0.75,
+        (0, 2): 0.5 * 0.25,
+        (1, 1): 0.05 * 2 / 3,
+        (1, 0): 0.05 / 3,
+    }
+    assert [(o.accepted, o.token) for o in found] == list(expected)
+    assert [o.probability for o in found] == pytest.approx(list(expected.values()))
 
 
 def test_outcomes_never_hold_forbidden_tokens():
     scores = torch.tensor([[0.0, -torch.inf, 1.0], [-torch.inf, 0.0, -torch.inf]])
-    assert set(outcomes([2], [0.9], scores, 9)) == {(0, 0), (1, 1)}
+    assert {(o.accepted, o.token) for o in outcomes([2], [0.9], scores, 9)} == {(0, 0), (1, 1)}
+
+
+CONFIDENCES, ACCEPTANCE = [0.9, 0.3, 0.8], [0.9, 0.5, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (KeepRule(), 3),
+        (KeepRule(epsilon=0.4), 1),
+        (KeepRule(epsilon=0.4, signal=Signal(Keep.CONFIDENT)), 1),
+        (KeepRule(epsilon=0.4, signal=Signal(Keep.NOTHING)), 0),
+        (KeepRule(epsilon=0.4, signal=Signal(Keep.ALL)), 3),
+        (KeepRule(reach=0.41), 2),  # 0.9, 0.45, 0.405
+        (KeepRule(reach=0.4), 3),
+        (KeepRule(reach=0.95, signal=Signal(Keep.ALL)), 0),
+        (KeepRule(reach=0.0, signal=Signal(Keep.NOTHING)), 3),
+    ],
+)
+def test_what_is_kept_of_a_draft(rule, kept):
+    assert rule.kept(CONFIDENCES, ACCEPTANCE) == kept
+
+
+def test_a_signal_judges_tokens_by_their_place_and_confidence():
+    signal = Signal(Keep.ALL, offsets=(0.0, 1.0), slopes=(1.0, 0.0))
+    sigmoid = 1 / (1 + math.exp(-1))
+    expected = [0.25, sigmoid, sigmoid]
+    assert signal.acceptance([0.25, 0.1, 0.9]) == pytest.approx(expected)
+    assert signal.acceptance([1.0])[0] == pytest.approx(0.999)
 
 
 def test_calibration_learns_acceptance_and_forgets():

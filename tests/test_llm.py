@@ -12,7 +12,7 @@ SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
 
 @pytest.fixture(scope="module", params=["draft", "draft-weak"])
 def llm(request):
-    with LLM(draft=request.param, lanes="inline") as llm:
+    with LLM(draft=request.param, lanes="inline", speculate="always") as llm:
         yield llm
 
 

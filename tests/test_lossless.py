@@ -16,10 +16,10 @@ SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
 
 options = st.builds(
     DecodingOptions,
-    gamma=st.integers(1, 12),
-    epsilon=st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]),
-    k_max=st.integers(1, 8),
-    branching=st.sampled_from(["outcomes", "point"]),
+    gamma=st.just("auto") | st.integers(1, 12),
+    epsilon=st.sampled_from(["auto", 0.0, 0.2, 0.5, 0.8, 1.0]),
+    k_max=st.just("auto") | st.integers(1, 8),
+    branching=st.sampled_from(["outcomes", "point", "even"]),
 )
 params = st.builds(
     SamplingParams,
@@ -41,17 +41,17 @@ params = st.builds(
     options=options,
     stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=1),
     prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5),
-    impatience=st.none() | st.integers(0, 100),
+    whims=st.none() | st.integers(0, 100),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_tokens_are_those_of_plain_decoding(
-    method, seed, noise, params, options, stop, prompt, impatience
+    method, seed, noise, params, options, stop, prompt, whims
 ):
     target = random_table(seed, VOCABULARY)
     draft = imitation(target, seed + 1, VOCABULARY, noise)
     arguments = (target, draft, VOCABULARY, params, options, prompt, stop)
     plain = decode("autoregressive", *arguments)
-    ours = decode(method, *arguments, impatience=impatience)
+    ours = decode(method, *arguments, whims=whims)
     assert ours.text.tokens == plain.text.tokens
     assert ours.metrics.fates.total == ours.drafted
     assert ours.text.finish_reason == plain.text.finish_reason
@@ -66,13 +66,16 @@ def test_tokens_are_those_of_plain_decoding(
     acceptance=st.sampled_from(["coupled", "rejection"]),
     options=options,
     stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=2),
+    whims=st.none() | st.integers(0, 100),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_every_drafted_token_has_one_fate(method, seed, noise, params, acceptance, options, stop):
+def test_every_drafted_token_has_one_fate(
+    method, seed, noise, params, acceptance, options, stop, whims
+):
     target = random_table(seed, VOCABULARY)
     draft = imitation(target, seed + 1, VOCABULARY, noise)
     params = replace(params, acceptance=acceptance)
-    done = decode(method, target, draft, VOCABULARY, params, options, stop_ids=stop)
+    done = decode(method, target, draft, VOCABULARY, params, options, stop_ids=stop, whims=whims)
     assert done.metrics.fates.total == done.drafted
     assert min(vars(done.metrics.fates).values()) >= 0
     own = sum(origin == "target" for origin in done.text.origins)

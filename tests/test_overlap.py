@@ -57,7 +57,7 @@ def test_rejection_sampling_in_processes_gives_the_text_of_inline_lanes():
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=1, acceptance="rejection")
     found = []
     for lanes in ("inline", "process"):
-        with LLM(lanes=lanes, gamma=8) as llm:
+        with LLM(lanes=lanes, gamma=8, epsilon=0.1, k_max=10, speculate="always") as llm:
             found.append(llm.generate(PROMPTS[0], params)[0].outputs[0].token_ids)
     assert found[0] == found[1]
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from specbranch import timeline
-from specbranch.bench.contenders import BY_ITSELF, IN_TURN, ON_SHARE, ONE_POINT, PLAIN, SPECBRANCH
+from specbranch.bench.contenders import BY_ITSELF, IN_TURN, ON_SHARE, PAPER, PLAIN, SPECBRANCH
 from specbranch.bench.interleave import Results
 from specbranch.bench.speed import Spread, overlap
 from specbranch.cli import main
@@ -154,7 +154,7 @@ def test_bench_prints_a_table_and_writes_it(capsys, tmp_path, profile, prompts):
     assert "plain decoding's tokens: 20 of 20 texts" in out
     figures = json.loads(output.read_text())
     speeds = {row["label"]: row for row in figures["speeds"]}
-    methods = ["SpS, γ = 4", "SpS, γ = 8", "PEARL-like, γ = 8", SPECBRANCH, ONE_POINT]
+    methods = ["SpS, γ = 4", "SpS, γ = 8", "PEARL-like, γ = 8", SPECBRANCH, PAPER]
     assert [*speeds] == [PLAIN, *methods]
     plain = speeds[PLAIN]
     assert plain["over_plain"]["middle"] == plain["accepted"] == 1

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from specbranch.costmodel import reaches
+from specbranch.hrad.signal import Keep, Signal
 
 
 def confidence(logits: Tensor) -> float:
@@ -26,58 +30,117 @@ def kept_length(confidences: Sequence[float], epsilon: float) -> int:
     return len(confidences)
 
 
+@dataclass(frozen=True)
+class KeepRule:
+    """How much of a draft becomes the next chain; what follows is pruned. At first, all.
+
+    Attributes:
+        epsilon: confidence below which a position is uncertain (the paper's ε).
+        reach: least probability that a token is accepted along with those before it, instead.
+        signal: of H-RAD, if there is one. Its s decides whether ε counts (paper §5).
+    """
+
+    epsilon: float = 0.0
+    reach: float | None = None
+    signal: Signal | None = None
+
+    def kept(self, confidences: Sequence[float], acceptance: Sequence[float]) -> int:
+        """How many tokens to keep.
+
+        Neither argument depends on which token was drafted at a place, so that the length never
+        depends on what is later tested against the target.
+
+        Args:
+            confidences: of the draft at each place.
+            acceptance: estimated probability of each token, given those before it.
+        """
+        if self.reach is not None:
+            return sum(reach >= self.reach for reach in reaches(acceptance))
+        if self.signal is None or self.signal.keep == Keep.CONFIDENT:
+            return kept_length(confidences, self.epsilon)
+        return 0 if self.signal.keep == Keep.NOTHING else len(confidences)
+
+
 def branch_count(branch_point_confidence: float, k_max: int) -> int:
     """``k = max(1, floor(k_max · (1 − confidence)))`` (paper §5)."""
     return max(1, int(k_max * (1 - branch_point_confidence)))
 
 
-def candidates(scores: Tensor, k: int) -> list[int]:
-    """The k tokens of highest score, best first: the branches of the branch point.
+def candidates(scores: Tensor, k: int) -> list[tuple[int, float]]:
+    """The k tokens of highest score, best first, and their share of the scores' softmax.
+
+    These are the branches of the branch point.
 
     Scores are log q, or for `coupled` sampling log q plus the noise that the target will choose
     by. Either way the set is fixed before the target's token is known, which makes the selection
     of a survivor lossless. Tokens that the sampling parameters forbid (score −∞) are no candidates.
     """
-    best = scores.topk(min(k, scores.shape[-1]))
-    return best.indices[best.values > -torch.inf].tolist()
+    best = scores.softmax(-1).topk(min(k, scores.shape[-1]))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [(token, share) for token, share in pairs if share > 0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A way in which a verification may end.
+
+    Attributes:
+        accepted: chain tokens that the target accepts.
+        token: the target's, after them.
+        probability: as estimated.
+    """
+
+    accepted: int
+    token: int
+    probability: float
 
 
 def outcomes(
-    chain: Sequence[int], acceptance: Sequence[float], scores: Tensor, k: int
-) -> list[tuple[int, int]]:
+    chain: Sequence[int], acceptance: Sequence[float], scores: Tensor, k: int, even: bool = False
+) -> list[Outcome]:
     """The k likeliest ways in which the verification of a chain can end (DESIGN §4b).
 
-    An outcome is the number i of chain tokens accepted and the target's token y after them, with
-    probability Π_{j<i} a_j · (1 − a_i) · r_i(y) before the chain's end, where r_i leaves out the
-    drafted token, and Π a_j · q(y) at it.
+    The outcome of i chain tokens accepted and the target's token y after them has the probability
+    Π_{j<i} a_j · (1 − a_i) · r_i(y) before the chain's end, where r_i leaves out the drafted token,
+    and Π a_j · q(y) at it. Where the token that the draft would go on with is known to be accepted
+    with probability a_n, that one has Π a_j · a_n there, and the others share the rest.
 
     Args:
         chain: n ≥ 0 draft tokens.
-        acceptance: estimated probability of each, given those before it.
+        acceptance: estimated probability of each, given those before it; and, if it is to count,
+            of the likeliest one after them.
         scores: float32 ``[n + 1, vocabulary]``: log q at every place of the chain and after it, or
             what else ranks the target's token there; −∞ is never a candidate.
+        even: as many for each place, instead: the best of every place before the second of any.
 
     Returns:
-        Pairs (i, y), likeliest first; fixed before the target's tokens are known.
+        Likeliest first; fixed before the target's tokens are known.
     """
     n = len(chain)
     places = scores.softmax(-1)
-    if n:
-        rows = torch.arange(n)
-        places[rows, torch.tensor(list(chain))] = 0.0
-        places[:n] /= places[:n].sum(-1, keepdim=True).clamp_min(1e-12)
+    drafted = list(chain)
+    if len(acceptance) > n:
+        drafted.append(int(scores[n].argmax()))
+    if drafted:
+        rows = torch.arange(len(drafted))
+        places[rows, torch.tensor(drafted)] = 0.0
+        places[: len(drafted)] /= places[: len(drafted)].sum(-1, keepdim=True).clamp_min(1e-12)
     best = places.topk(min(k, places.shape[-1]))
-    found = []
+    ranked = []  # with its rank at its place
     reach = 1.0
     for i, (weights, tokens) in enumerate(
         zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ):
-        share = reach * (1 - acceptance[i]) if i < n else reach
-        found += [(share * w, i, y) for w, y in zip(weights, tokens, strict=True) if w > 0]
-        reach *= acceptance[i] if i < n else 1.0
-    # Sorted by probability; the order of places breaks ties, so that the result is a fixed one.
-    found.sort(key=lambda outcome: -outcome[0])
-    return [(i, y) for _, i, y in found[:k]]
+        accepted = acceptance[i] if i < len(acceptance) else 0.0
+        if i == n < len(drafted):
+            ranked.append((0, Outcome(n, drafted[n], reach * accepted)))
+        share = reach * (1 - accepted)
+        pairs = zip(weights, tokens, strict=True)
+        ranked += [(r, Outcome(i, y, share * w)) for r, (w, y) in enumerate(pairs, 1) if w > 0]
+        reach *= accepted
+    # The order of places breaks ties, so that the result is a fixed one.
+    ranked.sort(key=lambda pair: (pair[0] if even else 0, -pair[1].probability))
+    return [outcome for _, outcome in ranked[:k]]
 
 
 def survivor(prepared: Sequence[tuple[int, int]], outcome: tuple[int, int]) -> int | None:

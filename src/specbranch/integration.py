@@ -58,8 +58,8 @@ def generate(
     draft_model: PreTrainedModel | None = None,
     method: str = "specbranch",
     gamma: int | Literal["auto"] = 8,
-    epsilon: float = DecodingOptions.epsilon,
-    k_max: int = DecodingOptions.k_max,
+    epsilon: float | Literal["auto"] = DecodingOptions.epsilon,
+    k_max: int | Literal["auto"] = DecodingOptions.k_max,
     width: int | None = None,
     token_streamer: BaseStreamer | None = None,
     assistant_model: PreTrainedModel | None = None,
@@ -118,7 +118,7 @@ def generate(
         InputError: no draft model, or something asked for that this loop cannot give.
         UnsupportedModelError: a model cannot be decoded losslessly.
     """
-    options = DecodingOptions(gamma, epsilon, k_max)
+    options = DecodingOptions(gamma, epsilon, k_max, speculate="always")
     draft = draft_model if draft_model is not None else assistant_model
     _check_method(method, draft)
     if width is not None and width < 1:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as ListLike
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specbranch.decoders import DECODERS, OVERLAPPING, Decoder, DecodingOptions, Lanes
 from specbranch.decoders.autoregressive import autoregressive
 from specbranch.errors import InputError, LaneError
+from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Lane, Worker
 from specbranch.lanes.placement import place
 from specbranch.lanes.process import TIMEOUT
@@ -32,6 +34,7 @@ from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokeni
 from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.models.selfcheck import check_runner, invariant_from
 from specbranch.models.width import NATURAL, AskedWidth, Width
+from specbranch.options import Branching
 from specbranch.outputs import CompletionOutput, Piece, Request, RequestOutput
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason, Sequence
@@ -40,6 +43,7 @@ from specbranch.workers.draft import DraftWorker
 from specbranch.workers.make import make_draft, make_target
 from specbranch.workers.messages import Opening
 from specbranch.workers.target import TargetWorker
+from specbranch.zoo import PREDICTORS
 
 logger = logging.getLogger("specbranch")
 
@@ -55,6 +59,20 @@ def _check_method(method: str | None, has_draft: bool) -> None:
         raise InputError(f"the method '{method}' needs a draft model: give one")
 
 
+def _predictor(
+    asked: str | Path | None, target: str, draft: str | None, gamma: int | str
+) -> Path | None:
+    """The file of H-RAD for a pair."""
+    if asked is None or draft is None:
+        return None
+    if asked != "auto":
+        return Path(asked)
+    bundled = PREDICTORS.get(draft) if target == "target" else None
+    # One for another γ would be refused if it were asked for; unasked, it is left out.
+    fits = bundled and (gamma == "auto" or HRAD.load(bundled).gamma == gamma)
+    return bundled if fits else None
+
+
 class LLM:
     """A target and a draft, ready to generate.
 
@@ -63,9 +81,14 @@ class LLM:
         draft: likewise; None leaves only the method `autoregressive`.
         method: default decoding method: `specbranch`, `speculative` or `autoregressive`.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
-        epsilon: ε, draft confidence below which a position is uncertain.
-        k_max: most branches in one round.
-        branching: for the likeliest `outcomes` anywhere on the chain, or at its end: one `point`.
+        epsilon: ε, draft confidence below which a position is uncertain; `auto` weighs chances
+            against time instead.
+        k_max: most branches in one round; `auto` likewise.
+        branching: for the likeliest `outcomes` anywhere on the chain; or at its end, one `point`;
+            or for the best ones of every place, `even`.
+        speculate: `always`, or `auto`: plain decoding where drafting would slow it down.
+        hrad: the predictor: a file that `specbranch hrad train` wrote, None, or `auto`: the bundled
+            pair has one, for its γ, and others have none.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         device: where both models run; `target_device` and `draft_device` override it.
         sharded: spread the target over all GPUs (`device_map="auto"`).
@@ -104,9 +127,11 @@ class LLM:
         *,
         method: str | None = None,
         gamma: int | Literal["auto"] = DecodingOptions.gamma,
-        epsilon: float = DecodingOptions.epsilon,
-        k_max: int = DecodingOptions.k_max,
-        branching: Literal["outcomes", "point"] = DecodingOptions.branching,
+        epsilon: float | Literal["auto"] = DecodingOptions.epsilon,
+        k_max: int | Literal["auto"] = DecodingOptions.k_max,
+        branching: Branching = DecodingOptions.branching,
+        speculate: Literal["auto", "always"] = DecodingOptions.speculate,
+        hrad: str | Path | None = "auto",
         dtype: str = "auto",
         device: str = "auto",
         target_device: str | None = None,
@@ -120,14 +145,16 @@ class LLM:
         width: AskedWidth = "auto",
         max_model_len: int | None = None,
     ) -> None:
-        self._configure(
-            DecodingOptions(gamma, epsilon, k_max, branching), method, width, draft is not None
-        )
+        options = DecodingOptions(gamma, epsilon, k_max, branching, speculate)
+        self._configure(options, method, width, draft is not None)
         if lane_timeout <= 0:
             raise InputError(f"lane_timeout must be more than 0 seconds, not {lane_timeout:g}")
         self.tokenizer = load_tokenizer(target)
         specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width)}
-        makers: dict[str, Callable[[], Worker]] = {"target": partial(make_target, specs["target"])}
+        predictor = _predictor(hrad, target, draft, gamma)
+        makers: dict[str, Callable[[], Worker]] = {
+            "target": partial(make_target, specs["target"], predictor)
+        }
         if draft is not None:
             check_vocabularies(self.tokenizer, load_tokenizer(draft), (target, draft))
             specs["draft"] = ModelSpec(draft, dtype, draft_device or device)
@@ -142,7 +169,7 @@ class LLM:
                 "use lanes=process"
             )
         self.placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
-        self._start(makers, devices, max_model_len, width, lane_timeout, profile)
+        self._start(makers, devices, max_model_len, width, lane_timeout, profile, predictor)
 
     @classmethod
     def from_models(
@@ -180,7 +207,7 @@ class LLM:
             drafting = CausalRunner(draft)
             check_runner(drafting, "draft")
             makers["draft"] = partial(DraftWorker, drafting)
-        llm._start(makers, devices, max_model_len, width, TIMEOUT, profile)
+        llm._start(makers, devices, max_model_len, width, TIMEOUT, profile, predictor=None)
         return llm
 
     def _configure(
@@ -200,6 +227,7 @@ class LLM:
         width: AskedWidth,
         timeout: float,
         profile: Profile | None,
+        predictor: Path | None,
     ) -> None:
         started = start_lanes(self.lanes, makers, devices, self.placement, timeout, profile)
         try:
@@ -210,6 +238,9 @@ class LLM:
                 raise InputError(
                     f"max_model_len must be between 2 and {longest}, not {max_model_len}"
                 )
+            if predictor is not None:
+                gamma = None if self.options.gamma == "auto" else self.options.gamma
+                HRAD.load(predictor).check(facts["target"], facts["draft"], gamma)
         except BaseException:
             for lane in started.values():
                 lane.close()
@@ -312,6 +343,12 @@ class LLM:
             lane.submit("ping").result()
             taken.append(time.perf_counter() - started)
         return median(taken)
+
+    def forget(self) -> None:
+        """Forget what was learned from the texts so far: acceptance, and the lanes' speed."""
+        self._lanes.tunings.clear()
+        if self._lanes.draft is not None:
+            self._lanes.draft.submit("forget").result()
 
     def close(self) -> None:
         """Release both lanes."""
@@ -419,12 +456,13 @@ class LLM:
         """
         sequence = request.sequence
         drafting = decoder is not autoregressive and self._lanes.draft is not None
-        lanes = self._lanes if drafting else Lanes(self._lanes.target)
         overlap = drafting and overlap
-        if lanes.draft is not None:
+        lanes = Lanes(self._lanes.target, placement=self.placement, tunings=self._lanes.tunings)
+        if drafting and self._lanes.draft is not None:
+            lanes.draft = self._lanes.draft
             lanes.draft.occupy(self.placement.share("draft", overlap))
         # The prompt is most work for the target, and next to none for the draft.
-        lanes.target.occupy(self.placement.alone)
+        lanes.share_target(overlap=False)
         opening = Opening(
             sequence.prompt,
             request.params,
@@ -433,13 +471,13 @@ class LLM:
             sequence.stop_ids,
             options.branch_tokens,
             self.width,
+            signals=drafting and overlap and options.hrad,
         )
         opened = [(lane, lane.submit("open", sequence.id, opening)) for lane in lanes.all()]
         try:
             try:
                 for _, call in opened:
                     call.result()
-                lanes.target.occupy(self.placement.share("target", overlap))
                 decode = decoder if drafting else autoregressive
                 yield from decode(sequence, lanes, options)
             except LaneError as error:

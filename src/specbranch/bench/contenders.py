@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 from specbranch.decoders import DecodingOptions
 from specbranch.llm import LLM, Prompt
+from specbranch.options import MOST_BRANCHES
 from specbranch.outputs import RequestOutput
 from specbranch.sampling import SamplingParams
 
 PLAIN = "plain decoding"
 SPECBRANCH = "SpecBranch"
-ONE_POINT = "SpecBranch, one branch point"
+PAPER = "SpecBranch as in the paper"
 IN_TURN = "SpecBranch, models in turn on all cores"
 ON_SHARE = "plain decoding on the target's share of the cores"
 BIT_EXACT = "plain decoding, bit-exact, on the target's share of the cores"
@@ -20,6 +21,9 @@ BIT_EXACT = "plain decoding, bit-exact, on the target's share of the cores"
 BY_ITSELF = {
     gamma: f"SpS, γ = {gamma}, with the target on its share of the cores" for gamma in (1, 4, 8)
 }
+
+
+AS_IN_THE_PAPER = DecodingOptions("auto", 0.3, MOST_BRANCHES, "point", "always")
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Pair:
         """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
         gamma = 8 if options.gamma == "auto" else options.gamma
         fixed = replace(options, gamma=gamma)
-        pearl = replace(fixed, epsilon=0.0, k_max=1, branching="point")
+        pearl = DecodingOptions(gamma, 0.0, 1, "point", "always", hrad=False)
         return [
             Contender(PLAIN, self.in_turn.plain(), "autoregressive", options),
             Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),
@@ -89,9 +93,7 @@ class Pair:
         if options.gamma != 4:
             short = replace(options, gamma=4)
             contenders.insert(1, Contender("SpS, γ = 4", self.in_turn, "speculative", short))
-        if options.branching != "point":
-            paper = replace(options, branching="point")
-            contenders.append(Contender(ONE_POINT, self.parallel, "specbranch", paper))
+        contenders.append(Contender(PAPER, self.parallel, "specbranch", AS_IN_THE_PAPER))
         kept = self.parallel.on_target_share()
         contenders.append(Contender(BIT_EXACT, kept, "autoregressive", options, competes=False))
         if self.in_turn is not self.parallel:

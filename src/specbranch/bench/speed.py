@@ -112,12 +112,14 @@ class Overlap:
 
 
 def overlap(results: Results) -> Overlap | None:
-    """Figures of the contender `SpecBranch`; None where its lanes do not really overlap."""
+    """Figures of the contender `SpecBranch`; None where its lanes never overlap."""
     if IN_TURN not in results.metrics:
         return None
     texts = results.rounds[SPECBRANCH]
     both = [r for rounds in texts for r in rounds if r.branching and r.verification]
     alone = [r for label in BY_ITSELF.values() for rounds in results.rounds[label] for r in rounds]
+    if not both:
+        return None
     verification = median(r.verification.seconds for r in both if r.verification)
     bursts = [r.branching for r in both if r.branching and r.branching.forwards]
     steps = [burst.seconds / len(burst.forwards) for burst in bursts]

@@ -18,6 +18,13 @@ def _number_or_word(given: str) -> int | str:
     return int(given) if given.lstrip("-").isdigit() else given
 
 
+def _share_or_word(given: str) -> float | str:
+    try:
+        return float(given)
+    except ValueError:
+        return given
+
+
 def _add_pair(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the pair")
     add = group.add_argument
@@ -79,9 +86,36 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         type=_number_or_word,
         help="most tokens drafted ahead in a round; auto follows the lanes",
     )
-    add("--epsilon", type=float, help="draft confidence below which a position is uncertain")
-    add("--k-max", type=int, help="most branches in one round")
-    add("--branching", help="outcomes: wherever the chain may break; point: at its end")
+    add(
+        "--epsilon", type=_share_or_word, help="draft confidence below which a position is doubtful"
+    )
+    add("--k-max", type=_number_or_word, help="most branches in one round")
+    add("--branching", help="outcomes (wherever the chain may break), point (at its end), even")
+    add("--hrad", help="predictor file, none, or auto (default): the bundled pair's")
+    add("--speculate", help="always, or auto (default): not where plain decoding is faster")
+
+
+def _add_hrad(parser: argparse.ArgumentParser) -> None:
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    collect = steps.add_parser("collect", help="record what becomes of the pair's own drafts")
+    add = collect.add_argument
+    add("--prompts", type=Path, nargs="+", required=True, help=".jsonl files, one prompt a row")
+    add("--out", type=Path, required=True, help="folder of records; goes on with one it began")
+    add("--limit", type=int, help="only the first N prompts of each file")
+    add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
+    add("--gamma", type=int, default=8, help="tokens drafted in a round (default 8)")
+    add("--layers", type=int, default=4, help="of the target's last layers to look at (default 4)")
+    _add_pair(collect)
+    _add_sampling(collect)
+    train = steps.add_parser("train", help="train on records, and compare with simpler rules")
+    add = train.add_argument
+    add("records", type=Path, help="folder that `collect` made")
+    add("--out", type=Path, required=True, help="the predictor: a .safetensors file")
+    add("--epochs", type=int, default=20, help="most of them (default 20); stops early")
+    add("--batch-size", type=int, default=32)
+    add("--seed", type=int, default=0)
+    add("--held-out", type=float, default=0.2, help="share of prompts to report on (default 0.2)")
+    add("--plot", type=Path, help="draw the feature space: .svg or .png")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -130,6 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pair(bench)
     _add_sampling(bench)
 
+    _add_hrad(commands.add_parser("hrad", help="train the predictor of how much to draft"))
+
     info = commands.add_parser("info", help="show the pair, its vocabularies, devices, versions")
     _add_pair(info)
     return parser
@@ -152,6 +188,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from specbranch.cli.bench import run_bench
 
             return run_bench(options)
+        if options.command == "hrad":
+            from specbranch.cli.hrad import run_hrad
+
+            return run_hrad(options)
         from specbranch.cli.info import run_info
 
         return run_info(options)

@@ -20,9 +20,19 @@ def load_llm(options: argparse.Namespace) -> LLM:
     """
     given: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("method", "gamma", "epsilon", "k_max", "branching", "lane_timeout")
+        for name in (
+            "method",
+            "gamma",
+            "epsilon",
+            "k_max",
+            "branching",
+            "speculate",
+            "lane_timeout",
+        )
         if getattr(options, name, None) is not None
     }
+    if getattr(options, "hrad", None) is not None:
+        given["hrad"] = None if options.hrad == "none" else options.hrad
     return LLM(
         options.target,
         None if options.draft == "none" else options.draft,

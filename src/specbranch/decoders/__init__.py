@@ -1,9 +1,10 @@
 """Decoding methods: each a loop of rounds over two lanes, one file a method."""
 
 from specbranch.decoders.autoregressive import autoregressive
-from specbranch.decoders.base import Decoder, DecodingOptions, Lanes
+from specbranch.decoders.base import Decoder, Lanes
 from specbranch.decoders.specbranch import specbranch
 from specbranch.decoders.speculative import speculative
+from specbranch.options import DecodingOptions
 
 DECODERS: dict[str, Decoder] = {
     "autoregressive": autoregressive,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specbranch.decoders.base import DecodingOptions, Lanes
+from specbranch.decoders.base import Lanes
 from specbranch.metrics import Round
+from specbranch.options import DecodingOptions
 from specbranch.sequence import Origin, Sequence
 from specbranch.workers.messages import Verification
 

@@ -1,107 +1,161 @@
 """SpecBranch (Shen et al., arXiv 2506.01979): drafting on several branches beside verification.
 
-The predictor's signal is s = 1 throughout (the confidence rule): drafting ends before the first
-doubtful token. Branches prepare for the likeliest outcomes of the verification anywhere on the
-chain (DESIGN §4b), or with ``branching="point"`` at its end alone, as in the paper.
+Branches prepare for the likeliest outcomes of the verification anywhere on the chain (DESIGN §4b),
+or with ``branching="point"`` at its end alone, as in the paper. How much of a draft becomes the
+next chain is the paper's rule (H-RAD's s, and ε on the draft's confidence), or with
+``epsilon="auto"`` the cost model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specbranch.branching import survivor
-from specbranch.decoders.base import DecodingOptions, Lanes
+from specbranch.branching import KeepRule, survivor
+from specbranch.decoders.base import Lanes
+from specbranch.hrad.signal import Signal
+from specbranch.lanes.base import Call
 from specbranch.metrics import Fates, Round
+from specbranch.options import DecodingOptions
 from specbranch.sequence import Origin, Sequence
-from specbranch.workers.messages import Branch, Chain, Resolution, Verification
+from specbranch.tuning import Tuning
+from specbranch.workers.messages import Branch, BranchPlan, Chain, Resolution, Verification
 
 
 def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
     """Rounds of (verify ‖ branch); a draft stage only where no branch survived (paper §4-5)."""
     assert lanes.draft is not None
+    tuning = lanes.tuning(options)
     resolution = Resolution(sequence.length)
     chain: Chain | None = None
+    signal: Signal | None = None
+    begun = lanes.target.now()
     while not sequence.finished:
+        if chain is None and not tuning.speculates:
+            done, token = _plain(sequence, lanes, tuning)
+            resolution = resolution.then(token)
+            begun = lanes.target.now()
+            yield done
+            continue
+
+        lanes.share_target(overlap=True)
         drafting = None
         if chain is None:
-            gamma = min(options.gamma_at(lanes.pace), sequence.remaining - 1)
-            drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, options.epsilon)
+            gamma = min(tuning.gamma, sequence.remaining - 1)
+            rule = tuning.rule(signal, serial=True)
+            drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, rule)
             chain = drafting.result()
-            resolution = Resolution(sequence.length + len(chain.tokens))
+            resolution = Resolution(sequence.length + len(chain))
 
         # Branch stage: both lanes at once.
-        room = sequence.remaining - 1
-        branching = lanes.draft.submit(
-            "branch",
-            sequence.id,
-            resolution,
-            options.gamma_at(lanes.pace),
-            room,
-            options.k_max,
-            options.epsilon,
-            options.branching == "outcomes",
-        )
+        plan = _plan(sequence.remaining - 1, options, tuning, signal)
+        branching = lanes.draft.submit("branch", sequence.id, resolution, plan)
         verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
         if options.gamma == "auto":
             verifying.result()
             branching.stop()
         branches: list[Branch] = branching.result()
         outcome: Verification = verifying.result()
-        lanes.pace.observe(verifying.span, branching.span)
 
         # Resolve
-        accepted, whole = outcome.accepted, outcome.accepted == len(chain.tokens)
+        accepted, whole = outcome.accepted, outcome.accepted == len(chain)
         winner = survivor([b.outcome for b in branches], (accepted, outcome.token))
         tokens = [*chain.tokens[:accepted], outcome.token]
         last = Origin.TARGET if winner is None else Origin.BRANCH
         origins = [Origin.CHAIN] * accepted + [last]
         before = sequence.length
         committed = sequence.commit(tokens, origins)
-        done = Round(
-            draft_stage=drafting is not None,
-            chain=len(chain.tokens),
-            branches=len(branches),
-            branch_tokens=sum(map(len, branches)),
-            accepted=accepted,
-            tokens=tokens[:committed],
-            origins=[*origins[:committed]],
-            drafting=drafting.span if drafting else None,
-            branching=branching.span if branches else None,
-            verification=verifying.span,
-        )
+        done = _round(chain, outcome, branches, drafting, branching, verifying)
+        done.tokens, done.origins = tokens[:committed], [*origins[:committed]]
         used = min(accepted, committed)
         done.fates = Fates(
             accepted=used,
             in_flight=accepted - used,
-            rolled_back=len(chain.tokens) - accepted,
+            rolled_back=len(chain) - accepted,
         )
         done.fates += _of_branches(branches, winner, done, committed > accepted)
+        signal = outcome.signal
         if winner is not None:
+            # Posterior drafting (paper §5): the survivor's continuation, cut, is the next chain.
             done.outcome = "hit"
-            chain = branches[winner].chain
-            resolution = Resolution(before + len(tokens) + len(chain.tokens), survivor=winner)
-            if sequence.finished:
-                done.fates += Fates(in_flight=len(chain.tokens))
+            chain, pruned = _posterior(branches[winner].chain, tuning.rule(signal))
+            length = before + len(tokens) + (len(chain) if chain else 0)
+            resolution = Resolution(length, survivor=winner)
+            done.fates += Fates(pruned=pruned)
+            if sequence.finished and chain:
+                done.fates += Fates(in_flight=len(chain))
         else:
             if branches or not whole:
                 done.outcome = "miss" if whole else "rollback"
             chain = None
             resolution = Resolution(before + accepted, [outcome.token])
+        ended = lanes.target.now()
+        tuning.saw(done, ended - begun)
+        begun = ended
         yield done
+        begun += lanes.target.now() - ended  # the reader's time is not the round's
+
+
+def _plain(sequence: Sequence, lanes: Lanes, tuning: Tuning) -> tuple[Round, int]:
+    """A round without drafting, with all cores for the target; and the token it committed."""
+    lanes.share_target(overlap=False)
+    verifying = lanes.target.submit("verify", sequence.id, [])
+    outcome: Verification = verifying.result()
+    sequence.commit([outcome.token], [Origin.TARGET])
+    tuning.saw_plain(verifying.span)
+    done = Round(tokens=[outcome.token], origins=[Origin.TARGET], verification=verifying.span)
+    return done, outcome.token
+
+
+def _plan(room: int, options: DecodingOptions, tuning: Tuning, signal: Signal | None) -> BranchPlan:
+    # Without a predictor nothing after a doubtful position would be kept: it need not be drafted.
+    epsilon = options.epsilon if options.epsilon != "auto" and signal is None else 0.0
+    return BranchPlan(
+        room, tuning.gamma, options.branches, options.branching, epsilon, tuning.step, signal
+    )
+
+
+def _posterior(chain: Chain, rule: KeepRule) -> tuple[Chain | None, int]:
+    """The next chain, and how many tokens were pruned; None: nothing was drafted yet."""
+    if not chain.tokens:
+        return (chain if rule.reach is None else None), 0
+    acceptance = chain.acceptance
+    if rule.signal is not None and rule.signal.offsets:
+        acceptance = rule.signal.acceptance(chain.confidences)
+    kept = rule.kept(chain.confidences, acceptance)
+    return chain.cut(kept), len(chain) - kept
+
+
+def _round(
+    chain: Chain,
+    outcome: Verification,
+    branches: list[Branch],
+    drafting: Call | None,
+    branching: Call,
+    verifying: Call,
+) -> Round:
+    return Round(
+        draft_stage=drafting is not None,
+        chain=len(chain),
+        branches=len(branches),
+        branch_tokens=sum(map(len, branches)),
+        accepted=outcome.accepted,
+        drafting=drafting.span if drafting else None,
+        branching=branching.span if branches else None,
+        verification=verifying.span,
+    )
 
 
 def _of_branches(branches: list[Branch], winner: int | None, done: Round, committed: bool) -> Fates:
     """Fates of the branches, but for the survivor's continuation: the next round decides on that.
 
-    The main path went through the likeliest branch at the end of the chain; it was rolled back if
-    it was refuted. The other branches hedged against that.
+    When none survives, the main path went through the likeliest branch at the end of the chain, and
+    that one is rolled back. All other branches were hedges.
 
     Args:
         committed: whether the survivor's candidate was; the text may have ended before it.
     """
-    whole = done.accepted == done.chain
     at_end = [i for i, branch in enumerate(branches) if branch.accepted == done.chain]
-    main = at_end[0] if at_end and (winner is None or not whole) else None
+    main = at_end[0] if at_end and winner is None else None
     fates = Fates()
     for i, branch in enumerate(branches):
         if i == winner:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specbranch.decoders.base import DecodingOptions, Lanes
+from specbranch.branching import KeepRule
+from specbranch.decoders.base import Lanes
 from specbranch.metrics import Fates, Round
+from specbranch.options import DecodingOptions
 from specbranch.sequence import Origin, Sequence
 from specbranch.workers.messages import Chain, Resolution, Verification
 
@@ -19,11 +21,10 @@ def speculative(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> I
     resolution = Resolution(sequence.length)
     while not sequence.finished:
         gamma = min(most, sequence.remaining - 1)
-        drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, 0.0)
+        drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, KeepRule())
         chain: Chain = drafting.result()
         verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
         outcome: Verification = verifying.result()
-        lanes.pace.observe(verifying.span, drafting.span)
 
         drafted, accepted = len(chain.tokens), outcome.accepted
         resolution = Resolution(sequence.length + accepted, [outcome.token])

@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from specbranch.branching import branch_count, candidates, confidence, outcomes
+from specbranch.branching import (
+    KeepRule,
+    Outcome,
+    branch_count,
+    candidates,
+    confidence,
+    outcomes,
+)
 from specbranch.calibration import Calibration
+from specbranch.costmodel import best_width
+from specbranch.hrad.signal import Signal
 from specbranch.lanes.base import Worker
 from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.sampling import DRAFT, Chooser, SamplingParams, make_chooser, warp
-from specbranch.workers.messages import Branch, Chain, Opening, Resolution
+from specbranch.workers.messages import Branch, BranchPlan, Chain, Opening, Resolution
 
 
 @dataclass
@@ -23,12 +32,14 @@ class Path:
     Attributes:
         fork: tokens of the text before it.
         accepted: how many of them are the chain's.
+        reach: estimated probability that the target writes all its tokens.
         confidences, log_q: at the place of each token but the first, the candidate.
     """
 
     id: int
     fork: int
     accepted: int
+    reach: float
     tokens: list[int]
     confidences: list[float] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
@@ -99,6 +110,10 @@ class DraftWorker(Worker):
         """What the model is."""
         return self._runner.describe(self._name)
 
+    def forget(self) -> None:
+        """Forget how acceptance followed confidence so far."""
+        self._calibration = Calibration()
+
     def open(self, sequence: int, opening: Opening) -> None:
         """Read the prompt, all but its last token, into the cache."""
         params = opening.params
@@ -123,97 +138,89 @@ class DraftWorker(Worker):
         del self._texts[sequence]
         return self._drafted.pop(sequence)
 
-    def draft(self, sequence: int, resolution: Resolution, gamma: int, epsilon: float) -> Chain:
-        """Draft stage: a chain of at most `gamma` tokens, cut before the first doubtful one.
-
-        Args:
-            epsilon: confidence below which a position is doubtful; 0 never cuts.
-        """
+    def draft(self, sequence: int, resolution: Resolution, gamma: int, rule: KeepRule) -> Chain:
+        """Draft stage: a chain of at most `gamma` tokens, as far as the rule would keep it."""
         text = self._texts[sequence]
         self._resolve(sequence, text, resolution)
         chain = text.chain = Drafted(len(text.tokens))
         for _ in range(gamma):
             logits = self._next_logits(sequence, text)
-            value = confidence(logits)
-            if value < epsilon:
+            confidences = [*chain.confidences, confidence(logits)]
+            acceptance = self._acceptance(rule.signal, confidences)
+            if rule.kept(confidences, acceptance) < len(confidences):
                 break
             token, row = self._choose(text, logits, text.tokens)
-            chain.confidences.append(value)
+            chain.confidences = confidences
             chain.log_q.append(row)
             text.tokens.append(token)
             if token in text.stop_ids:
                 break
         self._drafted[sequence] += len(chain.confidences)
-        return Chain(
-            text.tokens[chain.start :], [*chain.confidences], self._stacked(text, chain.log_q)
-        )
+        return self._chain(text, text.tokens[chain.start :], chain.confidences, chain.log_q)
 
-    def branch(
-        self,
-        sequence: int,
-        resolution: Resolution,
-        gamma: int,
-        room: int,
-        k_max: int,
-        epsilon: float,
-        everywhere: bool = False,
-    ) -> list[Branch]:
+    def branch(self, sequence: int, resolution: Resolution, plan: BranchPlan) -> list[Branch]:
         """Branch stage: prepare for outcomes of the chain's verification, and go on from each.
 
-        All branches grow together, one batched forward a step, over the one cache of the text
-        they share. A branch stops growing at `gamma` tokens after its candidate, at the first
-        position whose confidence is below `epsilon`, or at a token that ends the text; all stop
-        when the lane is told to.
-
-        Args:
-            room: most tokens of chain and branch together that can be of use.
-            everywhere: prepare for the likeliest outcomes, wherever the chain may break, instead
-                of for the candidates at the branch point after it.
+        Branches grow together, one batched forward a step, over the one cache of the text they
+        share. A branch stops growing at the plan's length, at the first position whose confidence
+        is below its ε, or at a token that ends the text; all stop when the lane is told to.
         """
         text = self._texts[sequence]
         self._resolve(sequence, text, resolution)
-        planned = self._plan(sequence, text, room, k_max, everywhere)
+        planned = self._plan(sequence, text, plan)
         start = text.chain.start
-        ids = self._runner.fork(sequence, [start + accepted for accepted, _ in planned])
+        ids = self._runner.fork(sequence, [start + outcome.accepted for outcome in planned])
         text.branches = [
-            Path(i, start + accepted, accepted, [token])
-            for i, (accepted, token) in zip(ids, planned, strict=True)
+            Path(i, start + o.accepted, o.accepted, o.probability, [o.token])
+            for i, o in zip(ids, planned, strict=True)
         ]
         growing = [
             path
             for path in text.branches
-            if path.tokens[0] not in text.stop_ids and path.accepted + 1 < room
+            if path.tokens[0] not in text.stop_ids and path.accepted + 1 < plan.room
         ]
-        for _ in range(gamma):
+        for _ in range(plan.gamma):
             if not growing or self.stopped():
                 break
-            last = self._read([path.tokens[-1] for path in growing])
-            ids = [path.id for path in growing]
-            rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
-            self.meter(len(ids))
-            still = []
-            for path, raw in zip(growing, rows, strict=True):
-                after = self._fit(text, raw)
-                path.logits.append(after)
-                value = confidence(after)
-                if value < epsilon:
-                    continue
-                token, row = self._choose(text, after, text.tokens[: path.fork] + path.tokens)
-                path.tokens.append(token)
-                path.confidences.append(value)
-                path.log_q.append(row)
-                if token not in text.stop_ids:
-                    still.append(path)
-            growing = [path for path in still if path.accepted + len(path.tokens) < room]
+            count = len(growing)
+            if plan.step is not None:
+                growing.sort(key=lambda path: -path.reach)
+                count = best_width([path.reach for path in growing], plan.step)
+            grown = self._grow(sequence, text, growing[:count], plan.epsilon)
+            growing = growing[count:] + [
+                path for path in grown if path.accepted + len(path.tokens) < plan.room
+            ]
         self._drafted[sequence] += sum(len(path.tokens) for path in text.branches)
         return [
             Branch(
                 path.accepted,
                 path.tokens[0],
-                Chain(path.tokens[1:], [*path.confidences], self._stacked(text, path.log_q)),
+                self._chain(text, path.tokens[1:], path.confidences, path.log_q),
             )
             for path in text.branches
         ]
+
+    def _grow(self, sequence: int, text: Text, paths: list[Path], epsilon: float) -> list[Path]:
+        """One step of these branches; returns those that may go on."""
+        last = self._read([path.tokens[-1] for path in paths])
+        ids = [path.id for path in paths]
+        rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
+        self.meter(len(ids))
+        still = []
+        for path, raw in zip(paths, rows, strict=True):
+            after = self._fit(text, raw)
+            path.logits.append(after)
+            value = confidence(after)
+            if value < epsilon:
+                continue
+            token, row = self._choose(text, after, text.tokens[: path.fork] + path.tokens)
+            path.tokens.append(token)
+            path.confidences.append(value)
+            path.log_q.append(row)
+            path.reach *= self._calibration.estimate(value)
+            if token not in text.stop_ids:
+                still.append(path)
+        return still
 
     def _resolve(self, sequence: int, text: Text, resolution: Resolution) -> None:
         """Make the valid path the trunk: keep the survivor, rewind, append what was committed."""
@@ -240,30 +247,41 @@ class DraftWorker(Worker):
         for i, value in enumerate(chain.confidences[: accepted + 1]):
             self._calibration.observe(value, i < accepted)
 
-    def _plan(
-        self, sequence: int, text: Text, room: int, k_max: int, everywhere: bool
-    ) -> list[tuple[int, int]]:
-        """Outcomes to prepare for: (chain tokens accepted, the target's token after them)."""
+    def _plan(self, sequence: int, text: Text, plan: BranchPlan) -> list[Outcome]:
+        """Outcomes to prepare for."""
         chain, start = text.chain, text.chain.start
         drafted = text.tokens[start:]
         ends = bool(drafted) and drafted[-1] in text.stop_ids
-        if not everywhere and (ends or len(drafted) >= room):
+        at_point = plan.branching == "point"
+        if at_point and (ends or len(drafted) >= plan.room):
             return []
-        if room < 1:
+        if plan.room < 1:
             return []
         logits = self._next_logits(sequence, text)
         at_end = warp(logits[None], [text.tokens], text.processors)[0]
-        if not everywhere:
+        if at_point:
             scores = text.chooser.scores(at_end, len(text.tokens), DRAFT)
-            k = branch_count(confidence(logits), k_max)
-            return [(len(drafted), token) for token in candidates(scores, k)]
+            k = branch_count(confidence(logits), plan.k_max)
+            return [Outcome(len(drafted), token, p) for token, p in candidates(scores, k)]
         rows = [
             text.chooser.scores(row, start + i, DRAFT)
             for i, row in enumerate([*chain.log_q, at_end])
         ]
-        acceptance = [self._calibration.estimate(value) for value in chain.confidences]
-        planned = outcomes(drafted, acceptance, torch.stack(rows), k_max)
-        return [(i, y) for i, y in planned if i < room and not (ends and i == len(drafted))]
+        confidences = list(chain.confidences)
+        if not text.sends_log_q:
+            # The draft would go on with the best there, which is accepted more often than q says.
+            confidences.append(confidence(logits))
+        acceptance = self._acceptance(plan.signal, confidences)
+        even = plan.branching == "even"
+        planned = outcomes(drafted, acceptance, torch.stack(rows), plan.k_max, even)
+        most = min(plan.room, len(drafted)) if ends else plan.room
+        return [outcome for outcome in planned if outcome.accepted < most]
+
+    def _acceptance(self, signal: Signal | None, confidences: list[float]) -> list[float]:
+        """Estimated probability of each token's acceptance, given those before it."""
+        if signal is not None and signal.offsets:
+            return signal.acceptance(confidences)
+        return [self._calibration.estimate(value) for value in confidences]
 
     def _next_logits(self, sequence: int, text: Text) -> Tensor:
         """Raw logits ``[vocabulary]`` after the last token; runs what the cache lacks."""
@@ -292,7 +310,9 @@ class DraftWorker(Worker):
             return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
         return logits[: text.vocabulary]
 
-    @staticmethod
-    def _stacked(text: Text, rows: list[Tensor]) -> Tensor | None:
-        """Rows that may be sent to another process."""
-        return torch.stack(rows).cpu() if rows and text.sends_log_q else None
+    def _chain(
+        self, text: Text, tokens: list[int], confidences: list[float], rows: list[Tensor]
+    ) -> Chain:
+        """A message, which holds nothing that will change."""
+        log_q = torch.stack(rows).cpu() if rows and text.sends_log_q else None
+        return Chain(tokens, [*confidences], self._acceptance(None, confidences), log_q)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from specbranch.hrad.predictor import HRAD
 from specbranch.models.loading import ModelSpec, load_model
 from specbranch.models.runner import CausalRunner
 from specbranch.models.selfcheck import check_runner, invariant_from
@@ -10,8 +13,8 @@ from specbranch.workers.draft import DraftWorker
 from specbranch.workers.target import TargetWorker
 
 
-def make_target(spec: ModelSpec) -> TargetWorker:
-    """Load a target.
+def make_target(spec: ModelSpec, hrad: Path | None = None) -> TargetWorker:
+    """Load a target, and its predictor.
 
     Raises:
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
@@ -21,7 +24,7 @@ def make_target(spec: ModelSpec) -> TargetWorker:
     if spec.width == "auto":
         runner.invariant_from = invariant_from(runner)
     check_runner(runner, spec.name, Width.pick(spec.width, runner.invariant_from))
-    return TargetWorker(runner, spec.name)
+    return TargetWorker(runner, spec.name, HRAD.load(hrad) if hrad else None)
 
 
 def make_draft(spec: ModelSpec) -> DraftWorker:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from specbranch.costmodel import Cost
+from specbranch.hrad.signal import Signal
 from specbranch.models.width import NATURAL, Width
+from specbranch.options import Branching
 from specbranch.sampling import SamplingParams
 
 
@@ -21,6 +24,7 @@ class Opening:
         stop_ids: tokens after which nothing need be drafted.
         branch_tokens: most tokens that the branches of one round hold together.
         width: of the target's forwards.
+        signals: whether the target's verifications are to come with H-RAD's signals.
     """
 
     prompt: list[int]
@@ -30,6 +34,7 @@ class Opening:
     stop_ids: frozenset[int] = frozenset()
     branch_tokens: int = 0
     width: Width = NATURAL
+    signals: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,34 @@ class Resolution:
     tokens: list[int] = field(default_factory=list)
     survivor: int | None = None
 
+    def then(self, token: int) -> Resolution:
+        """The same, and one more token committed."""
+        return replace(self, tokens=[*self.tokens, token])
+
+
+@dataclass(frozen=True)
+class BranchPlan:
+    """How to branch.
+
+    Attributes:
+        room: most tokens of chain and branch together that can be of use.
+        gamma: most draft steps.
+        k_max: most branches.
+        branching: for which outcomes, see `DecodingOptions`.
+        epsilon: a branch stops growing at a position whose confidence is below.
+        step: what a step of so many branches takes, so that in each step those grow that are worth
+            it; None has all grow in every step.
+        signal: of H-RAD, on the chain that is being verified.
+    """
+
+    room: int
+    gamma: int
+    k_max: int
+    branching: Branching
+    epsilon: float = 0.0
+    step: Cost | None = None
+    signal: Signal | None = None
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -53,12 +86,24 @@ class Chain:
 
     Attributes:
         confidences: the draft's raw top probability at the place of each token.
+        acceptance: estimated from them, by what the pair's outcomes were so far.
         log_q: warped log-probabilities ``[n, vocabulary]``, only for the rejection rule.
     """
 
     tokens: list[int]
     confidences: list[float]
+    acceptance: list[float]
     log_q: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def cut(self, length: int) -> Chain:
+        """The first `length` tokens."""
+        log_q = None if self.log_q is None else self.log_q[:length]
+        return Chain(
+            self.tokens[:length], self.confidences[:length], self.acceptance[:length], log_q
+        )
 
 
 @dataclass(frozen=True)
@@ -79,12 +124,17 @@ class Branch:
         return self.accepted, self.candidate
 
     def __len__(self) -> int:
-        return 1 + len(self.chain.tokens)
+        return 1 + len(self.chain)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A verification's outcome: draft tokens accepted, and the target's token after them."""
+    """A verification's outcome: draft tokens accepted, and the target's token after them.
+
+    Attributes:
+        signal: what H-RAD makes of it, where there is one.
+    """
 
     accepted: int
     token: int
+    signal: Signal | None = None

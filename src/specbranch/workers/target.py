@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Worker
 from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.sampling import Chooser, SamplingParams, make_chooser, warp
@@ -38,11 +39,15 @@ class TargetWorker(Worker):
     Args:
         runner: the target model.
         name: of the model.
+        predictor: asked after every verification; None gives no signals.
     """
 
-    def __init__(self, runner: CausalRunner, name: str = "target") -> None:
+    def __init__(
+        self, runner: CausalRunner, name: str = "target", predictor: HRAD | None = None
+    ) -> None:
         self._runner = runner
         self._name = name
+        self._predictor = None if predictor is None else predictor.to(runner.device)
         self._texts: dict[int, Text] = {}
 
     def describe(self) -> ModelFacts:
@@ -56,6 +61,8 @@ class TargetWorker(Worker):
         self._texts[sequence] = Text(
             list(opening.prompt), params, make_chooser(params), params.processors()
         )
+        if self._predictor is not None and opening.signals:
+            self.watch(sequence, self._predictor.layers)
         if read := opening.prompt[:-1]:
             self._runner.prefill(sequence, read)
             self.meter(len(read))
@@ -95,14 +102,17 @@ class TargetWorker(Worker):
         if out.hidden is not None:
             newest = self._runner.embeddings([token])[0]
             text.features = torch.cat([out.hidden[:, accepted].flatten(), newest]).float()
-        return Verification(accepted, token)
+        signal = None
+        if self._predictor is not None and text.features is not None:
+            signal = self._predictor.signal(text.features)
+        return Verification(accepted, token, signal)
 
     def watch(self, sequence: int, layers: int) -> None:
         """From now on keep the features of every verification, of that many last layers."""
         self._texts[sequence].layers = layers
 
     def features(self, sequence: int) -> Tensor | None:
-        """z (DESIGN §4) after the last verification, float32 ``[(layers + 1) · hidden_size]``.
+        """The z of DESIGN §4 after the last verification, float32 ``[(layers + 1) · hidden_size]``.
 
         The hidden states of the last layers at the last verified position, first layer first, and
         the embedding of the newest token. None before the first verification that was watched.

@@ -4,3 +4,4 @@ from pathlib import Path
 
 PAIR = Path(__file__).parent / "pair"
 BUNDLED = {name: PAIR / name for name in ("target", "draft", "draft-weak")}
+PREDICTORS = {draft: PAIR / f"hrad-{draft}.safetensors" for draft in ("draft", "draft-weak")}

@@ -1,0 +1,119 @@
+"""Records from the pair itself: its own texts, decoded by SpS with the target's features watched.
+
+SpS rather than SpecBranch: its chains are never cut, so that every record says what would have
+become of all γ tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from tqdm import tqdm
+
+from specbranch.branching import KeepRule
+from specbranch.decoders import Lanes
+from specbranch.errors import LaneError
+from specbranch.hrad.records import Collection, Record
+from specbranch.llm import LLM
+from specbranch.metrics import Fates, Round
+from specbranch.options import DecodingOptions
+from specbranch.sampling import SamplingParams
+from specbranch.sequence import Origin, Sequence
+from specbranch.workers.messages import Chain, Resolution, Verification
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and the file they are from."""
+
+    ids: list[int]
+    source: str
+
+
+class Recorder:
+    """A `Decoder` that takes down a record of every round but the first, which has no z yet.
+
+    A round with room for fewer than γ tokens leaves none, whatever its outcome: to keep only
+    those whose class is certain, the rejected ones, would make rejection look likelier than it is.
+
+    Args:
+        layers: K.
+
+    Attributes:
+        records: of the text.
+    """
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+        self.records: list[Record] = []
+
+    def __call__(
+        self, sequence: Sequence, lanes: Lanes, options: DecodingOptions
+    ) -> Iterator[Round]:
+        """Rounds as `speculative` has them; γ must be a number."""
+        assert lanes.draft is not None and options.gamma != "auto"
+        lanes.target.submit("watch", sequence.id, self.layers).result()
+        resolution = Resolution(sequence.length)
+        z: Tensor | None = None
+        while not sequence.finished:
+            gamma = min(options.gamma, sequence.remaining - 1)
+            drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, KeepRule())
+            chain: Chain = drafting.result()
+            verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
+            outcome: Verification = verifying.result()
+            accepted, drafted = outcome.accepted, len(chain.tokens)
+            if z is not None and gamma == options.gamma:
+                self.records.append(Record(z, chain.confidences, accepted))
+            z = lanes.target.submit("features", sequence.id).result()
+
+            resolution = Resolution(sequence.length + accepted, [outcome.token])
+            tokens = [*chain.tokens[:accepted], outcome.token]
+            origins = [Origin.CHAIN] * accepted + [Origin.TARGET]
+            committed = sequence.commit(tokens, origins)
+            used = min(accepted, committed)
+            yield Round(
+                draft_stage=True,
+                chain=drafted,
+                accepted=accepted,
+                outcome="rollback" if accepted < drafted else "end",
+                tokens=tokens[:committed],
+                origins=[*origins[:committed]],
+                fates=Fates(
+                    accepted=used, rolled_back=drafted - accepted, in_flight=accepted - used
+                ),
+                drafting=drafting.span,
+                verification=verifying.span,
+            )
+
+
+def record(
+    llm: LLM, prompt: list[int], params: SamplingParams, gamma: int, layers: int
+) -> list[Record]:
+    """The records of one text.
+
+    Raises:
+        InputError: as `LLM.generate`.
+        LaneError: a lane failed.
+    """
+    request, recorder = llm.request(prompt, params), Recorder(layers)
+    for done in llm.run(request, recorder, DecodingOptions(gamma, k_max=1)):
+        if done.drafting is None:  # plain decoding, which goes on where the draft is lost
+            raise LaneError("draft", "was lost")
+    return recorder.records
+
+
+def collect(
+    llm: LLM, prompts: Iterable[Prompt], params: SamplingParams, collection: Collection
+) -> None:
+    """Add the records of every prompt that the collection has not; shows a bar.
+
+    Raises:
+        InputError, LaneError: as `record`.
+    """
+    setting = collection.setting
+    for prompt in tqdm(prompts, desc="prompts"):
+        if not collection.has(prompt.ids):
+            found = record(llm, prompt.ids, params, setting.gamma, setting.layers)
+            collection.add(prompt.ids, prompt.source, found)

@@ -1,0 +1,133 @@
+"""The cost model and what is chosen by it, on costs and rounds made by hand."""
+
+import logging
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specbranch.costmodel import Cost, RunningCost, best_width, reaches
+from specbranch.lanes.base import Span
+from specbranch.metrics import Round
+from specbranch.options import DecodingOptions
+from specbranch.tuning import FIRST_PAUSE, PLAIN_ROUNDS, Tuning
+
+
+def test_reaches_are_products():
+    assert reaches([0.5, 0.5, 0.0, 1.0]) == [0.5, 0.25, 0.0, 0.0]
+    assert reaches([]) == []
+
+
+def test_costs_are_found_out():
+    running = RunningCost()
+    assert not running.known
+    running.observe(4, 0.5)
+    assert running.cost == Cost(0.5)  # one size says nothing about others
+    noise = random.Random(0)
+    for _ in range(300):
+        n = noise.randint(1, 12)
+        running.observe(n, (10 + 2 * n) * noise.uniform(0.9, 1.1))
+    assert running.cost.seconds(1) == pytest.approx(12, rel=0.1)
+    assert running.cost.seconds(12) == pytest.approx(34, rel=0.1)
+    before = running.cost.seconds(6)
+    running.observe(6, 1000 * before)  # the machine had something else to do
+    assert running.cost.seconds(6) < 1.1 * before
+
+
+@given(st.lists(st.tuples(st.integers(1, 16), st.floats(1e-4, 1.0)), min_size=1, max_size=60))
+def test_costs_are_never_negative(samples):
+    running = RunningCost()
+    for n, seconds in samples:
+        running.observe(n, seconds)
+        assert running.cost.base >= -1e-12
+        assert running.cost.each >= 0
+
+
+def test_a_step_is_as_wide_as_it_pays():
+    # By 1, 2 and 3 branches: 0.5 / 1.1, 0.9 / 1.2, 1.0 / 1.3 a second.
+    assert best_width([0.5, 0.4, 0.1], Cost(1.0, 0.1)) == 3
+    assert best_width([0.5, 0.4, 0.01], Cost(1.0, 0.1)) == 2
+    assert best_width([0.5, 0.05, 0.01], Cost(1.0, 0.2)) == 1
+    assert best_width([0.5, 0.4, 0.0], Cost(1.0)) == 2
+
+
+def play(tuning, rounds, tokens, verification=10.0, drafting=0.0, width=4):
+    """Rounds that commit so many tokens each, after a draft stage of that many seconds."""
+    for _ in range(rounds):
+        done = Round(
+            tokens=[1] * tokens,
+            branching=Span(0, verification, (width,) * 5),
+            verification=Span(0, verification, (5,)),
+        )
+        tuning.saw(done, verification + drafting)
+
+
+def plainly(tuning, seconds=10.0):
+    """Plain rounds until it drafts again; how many."""
+    count = 0
+    while not tuning.speculates:
+        tuning.saw_plain(Span(0, seconds, (1,)))
+        count += 1
+    return count
+
+
+class TestTuning:
+    def test_what_is_given_is_used(self):
+        tuning = Tuning(DecodingOptions(5, 0.3, 4, speculate="always"))
+        play(tuning, 20, 1, drafting=30)
+        assert tuning.speculates
+        assert tuning.gamma == 5
+        assert tuning.step is None
+        assert (tuning.rule(None).epsilon, tuning.rule(None).reach) == (0.3, None)
+
+    def test_drafts_as_long_as_a_verification_takes(self):
+        tuning = Tuning(DecodingOptions())
+        play(tuning, 20, 3, verification=10.0)  # five steps of 2 s
+        assert tuning.gamma == 5
+        play(tuning, 200, 3, verification=100.0)
+        assert tuning.gamma == 5  # its steps take ten times as long, too
+
+    def test_a_chance_is_worth_its_time(self):
+        tuning = Tuning(DecodingOptions())
+        play(tuning, 50, 4, verification=10.0, drafting=6.0)  # a token in 4 s
+        serial, beside = tuning.rule(None, serial=True), tuning.rule(None)
+        assert serial.reach == pytest.approx(2 / 4)  # a step of 2 s
+        assert beside.reach == 0  # a verification was never seen to take longer for more tokens
+
+    def test_turns_off_what_does_not_pay_and_says_so_once(self, caplog):
+        tuning = Tuning(DecodingOptions())
+        with caplog.at_level(logging.WARNING, "specbranch"):
+            assert plainly(tuning) == PLAIN_ROUNDS
+            pauses = []
+            for _ in range(4):
+                while tuning.speculates:
+                    play(tuning, 1, 1, drafting=10)
+                pauses.append(plainly(tuning))
+        assert pauses == [FIRST_PAUSE * 2**i for i in range(4)]
+        [warning] = caplog.records
+        assert "speculation turned off: with it, decoding ran at 0.50" in warning.getMessage()
+
+    def test_what_pays_stays_on_until_the_text_changes(self):
+        tuning = Tuning(DecodingOptions())
+        plainly(tuning)
+        play(tuning, 300, 2, drafting=5)
+        assert tuning.speculates
+        play(tuning, 200, 1, drafting=5)
+        assert not tuning.speculates
+
+    @pytest.mark.parametrize(("loss", "least", "most"), [(10, 2, 4), (2, 10, 20)])
+    def test_the_less_is_lost_the_longer_it_takes_to_judge(self, loss, least, most):
+        tuning = Tuning(DecodingOptions())
+        plainly(tuning)
+        count = 0
+        while tuning.speculates:
+            play(tuning, 1, 1, drafting=loss)
+            count += 1
+        assert least <= count <= most
+
+    def test_always_is_always(self):
+        tuning = Tuning(DecodingOptions(speculate="always"))
+        assert tuning.speculates
+        play(tuning, 100, 1, drafting=50)
+        assert tuning.speculates
