@@ -153,7 +153,8 @@ def plot(tables: dict[str, dict[str, list[tuple[int, float, Found]]]], file: Pat
             axis.set_xticks(WIDTHS)
             axis.set_xlabel("k_max, most branches in a round")
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False, fontsize=8)
+    lines, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(file)
 
 

@@ -22,6 +22,7 @@ MEMORY = 0.99  # of the rate: what a round counts after each further one
 ENOUGH = 0.98  # of plain decoding's rate; below, drafting is paused
 LEEWAY = 0.1  # of the rate, beyond which luck explains nothing
 FIRST_PAUSE = 128  # tokens decoded plainly before drafting is tried again; doubled each time
+TRIALS = 0.005  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
 PLAIN_ROUNDS = 3  # to know what plain decoding takes; the first forward of a model is slow
 
@@ -109,13 +110,14 @@ class Tuning:
 
     def _judge(self) -> None:
         """Pause where drafting does not pay: after few rounds if by far, else after more."""
-        gain = self._tokens / self._seconds * median(self._plain)
+        plain = self._seconds / median(self._plain)  # tokens that it would have committed
+        gain = self._tokens / plain
         luck = max(0.0, self._rounds**-0.5 - LEEWAY)
         if gain * (1 + luck) >= ENOUGH:
             if not luck:
                 self._pause = FIRST_PAUSE
             return
-        self._plain_left = self._pause
+        self._plain_left = max(self._pause, int((plain - self._tokens) / TRIALS))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         if not self._said:
             logger.warning(
