@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,13 @@ def model_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     save_pair_half(folder, tiny_model("llama"), tiny_tokenizer())
     return folder
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """An interrupt is one here and in child processes, even where a shell started us in the
+    background and had it ignored.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

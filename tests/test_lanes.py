@@ -137,7 +137,7 @@ def test_an_answer_that_cannot_be_sent_is_an_error(process):
     assert process.submit("echo", 1).result() == 1
 
 
-def test_an_interrupt_while_waiting_leaves_the_lane_in_order(process):
+def test_an_interrupt_while_waiting_leaves_the_lane_in_order(process, interruptible):
     process.submit("where").result()
     call = process.submit("count", 500)
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -145,6 +145,16 @@ def test_an_interrupt_while_waiting_leaves_the_lane_in_order(process):
         call.result()
     assert process.submit("echo", "next").result() == "next"
     assert call.result() == 500
+
+
+def test_a_call_that_was_never_sent_takes_no_other_answer(process, monkeypatch, interruptible):
+    """An interrupt may come just before it is sent."""
+    assert process.submit("echo", "first").result() == "first"
+    monkeypatch.setattr(process, "_send", lambda message: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        process.submit("echo", "unsent")
+    monkeypatch.undo()
+    assert process.submit("echo", "next").result() == "next"
 
 
 def test_a_process_ends_with_the_program_that_started_it(tmp_path):

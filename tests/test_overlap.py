@@ -66,7 +66,7 @@ def test_rejection_sampling_in_processes_gives_the_text_of_inline_lanes():
 @pytest.mark.parametrize("after", [0, 1, 12])
 def test_a_lost_draft_costs_no_text(number, after, texts, caplog):
     """Killed or frozen before the first token, after it, or amid the text."""
-    with LLM(lanes="process", lane_timeout=2) as llm:
+    with LLM(lanes="process", lane_timeout=2, speculate="always") as llm:
         draft = llm._lanes.draft._process
         request = llm.request(PROMPTS[0], GREEDY)
         if not after:
@@ -85,11 +85,11 @@ def test_a_lost_draft_costs_no_text(number, after, texts, caplog):
     assert "going on with plain decoding" in warning.getMessage()
 
 
-def test_ctrl_c_ends_a_generation_with_one_line():
+def test_ctrl_c_ends_a_generation_with_one_line(interruptible):
     """The terminal interrupts the whole group of processes; what was generated is there."""
     command = [sys.executable, "-m", "specbranch", "generate", PROMPTS[0], "--lanes", "process"]
     program = subprocess.Popen(
-        [*command, "--max-tokens", "900", "--ignore-eos"],
+        [*command, "--max-tokens", "900", "--ignore-eos", "--speculate", "always"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -484,6 +484,7 @@ class LLM:
                 if lanes.draft is None or error.lane != lanes.draft.name:
                     raise
                 self._lose_draft(error)
+                lanes.share_target(overlap=False)
                 lanes.target.submit("rewind", sequence.id, sequence.length).result()
                 yield from autoregressive(sequence, Lanes(lanes.target), options)
         finally:

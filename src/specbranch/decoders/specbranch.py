@@ -33,8 +33,8 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         if chain is None and not tuning.speculates:
             done, token = _plain(sequence, lanes, tuning)
             resolution = resolution.then(token)
-            begun = lanes.target.now()
             yield done
+            begun = lanes.target.now()
             continue
 
         lanes.share_target(overlap=True)

@@ -44,7 +44,7 @@ class Making:
 
 @dataclass(frozen=True)
 class Asking:
-    """A call, to be answered by a `Reply`."""
+    """A call, to be answered by its number and a `Reply`."""
 
     number: int
     method: str
@@ -113,7 +113,7 @@ class ProcessLane:
     ) -> None:
         self.name = name
         self._timeout = timeout
-        self._calls: deque[ProcessCall] = deque()
+        self._calls: dict[int, ProcessCall] = {}
         self._numbers = itertools.count()
         self._made = False
         self._failure: LaneError | None = None
@@ -133,7 +133,7 @@ class ProcessLane:
 
     def submit(self, method: str, *args: Any) -> Call:
         call = ProcessCall(self, next(self._numbers))
-        self._calls.append(call)
+        self._calls[call.number] = call
         self._send(Asking(call.number, method, args))
         return call
 
@@ -177,7 +177,7 @@ class ProcessLane:
             self._fail(f"did not answer for {self._timeout:g} s and was ended")
             return
         try:
-            reply: Reply = self._channel.receive()
+            number, reply = self._channel.receive()
         except (EOFError, OSError) as error:
             self._died(error)
         except BaseException:  # an interrupt: the rest of the message would be taken for the next
@@ -185,7 +185,8 @@ class ProcessLane:
             raise
         else:
             self._made = True
-            reply.settle(self._calls.popleft())
+            # By its number: an interrupt may have come before an earlier call was sent.
+            reply.settle(self._calls.pop(number))
 
     def _died(self, error: Exception) -> None:
         try:
@@ -208,7 +209,7 @@ class ProcessLane:
 
     def _drop_calls(self) -> None:
         while self._calls:
-            self._calls.popleft().set_exception(self._failure)
+            self._calls.popitem()[1].set_exception(self._failure)
 
 
 _PROGRAM = "import sys; from specbranch.lanes.process import serve; serve(int(sys.argv[1]))"
@@ -243,7 +244,8 @@ class _Server:
                 message.take()
             elif isinstance(message, Asking):
                 stopped = partial(self._stopped, Stopping(message.number))
-                self._reply(host.name, host.run(message.method, message.args, stopped))
+                reply = host.run(message.method, message.args, stopped)
+                self._reply(host.name, message.number, reply)
             # else it is a stop that came after the end of its call
 
     def _stopped(self, asked: Stopping) -> bool:
@@ -251,9 +253,9 @@ class _Server:
             self._waiting.append(self._channel.receive())
         return asked in self._waiting
 
-    def _reply(self, name: str, reply: Reply) -> None:
+    def _reply(self, name: str, number: int, reply: Reply) -> None:
         try:
-            self._channel.send(reply)
+            self._channel.send((number, reply))
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             failure = LaneError(name, f"cannot send its answer: {error}")
-            self._channel.send(Reply(reply.span, error=failure))
+            self._channel.send((number, Reply(reply.span, error=failure)))
