@@ -20,6 +20,7 @@ options = st.builds(
     epsilon=st.sampled_from(["auto", 0.0, 0.2, 0.5, 0.8, 1.0]),
     k_max=st.just("auto") | st.integers(1, 8),
     branching=st.sampled_from(["outcomes", "point", "even"]),
+    retrieval=st.booleans(),
 )
 params = st.builds(
     SamplingParams,

@@ -52,13 +52,13 @@ class Enumerator:
         return self._draw([1 - probability, probability]) == 1
 
 
-def exact_distribution(target, vocabulary, length, temperature):
+def exact_distribution(target, vocabulary, length, temperature, prompt=(0,)):
     """Probability of every continuation of `length` tokens under plain decoding."""
     result = {}
     for text in itertools.product(range(vocabulary), repeat=length):
         log_p = 0.0
         for i, token in enumerate(text):
-            row = (target((0, *text[:i])) / temperature).double().log_softmax(-1)
+            row = (target((*prompt, *text[:i])) / temperature).double().log_softmax(-1)
             log_p += row[token].item()
         result[text] = math.exp(log_p)
     return result
@@ -100,6 +100,31 @@ def test_enumeration_of_all_draws_gives_the_targets_distribution(
     assert runs > vocabulary**length
     expected = exact_distribution(target, vocabulary, length, 0.9)
     assert sum(found.values()) == pytest.approx(1, abs=1e-6)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("branching", ["point", "outcomes"])
+def test_enumeration_of_all_draws_with_retrieved_chains(monkeypatch, branching):
+    """A prompt that repeats itself, so that chains and branches come from it."""
+    enumerator = Enumerator()
+    for module in (draft_worker, target_worker):
+        monkeypatch.setattr(module, "make_chooser", lambda params: enumerator)
+    vocabulary, length, prompt = 2, 5, (0, 1) * 6
+    target = random_table(7, vocabulary, scale=1.0)
+    draft = imitation(target, 8, vocabulary, noise=1.0)
+    params = SamplingParams(temperature=0.9, seed=0, max_tokens=length, acceptance="rejection")
+    options = DecodingOptions(1, 0.0, 8, branching)
+    found = defaultdict(float)
+    stages = survivors = 0
+    going = True
+    while going:
+        done = decode("specbranch", target, draft, vocabulary, params, options, prompt)
+        found[tuple(done.text.tokens)] += enumerator.weight
+        stages += sum(r.retrieved and r.draft_stage for r in done.rounds)
+        survivors += sum(r.retrieved and not r.draft_stage for r in done.rounds)
+        going = enumerator.next_run()
+    assert min(stages, survivors) > 10
+    expected = exact_distribution(target, vocabulary, length, 0.9, prompt)
     assert found == pytest.approx(expected, abs=1e-6)
 
 

@@ -113,6 +113,27 @@ def test_specbranch_is_prepared_for_a_chain_that_breaks():
     assert done.metrics.fates.total == done.drafted
 
 
+def test_specbranch_goes_on_as_the_text_did_before():
+    """A draft that knows nothing; the prompt has said 1 to 6, 1 to 6, and begins again."""
+    prompt = (1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6, 1, 2, 3)
+    target = {prompt + (4, 5, 6, 1, 2)[:i]: after((4, 5, 6, 1, 2)[i]) for i in range(5)}
+    done = run("specbranch", target, {}, 6, gamma=3, prompt=prompt)
+    first, second = done.rounds[:2]
+    assert first.draft_stage and first.retrieved
+    # Of 4 5 6 it keeps all; the draft alone has branches for what follows, and only knows 9.
+    assert (first.chain, first.accepted, first.tokens) == (3, 3, [4, 5, 6, 1])
+    assert first.outcome == "miss"
+    # Two tokens are left: one may be drafted.
+    assert second.retrieved
+    assert second.tokens == [2, 9]
+    assert done.metrics.fates.total == done.drafted
+    options = DecodingOptions(3, 0.3, 2, "point", retrieval=False)
+    params = SamplingParams(max_tokens=6)
+    without = decode("specbranch", story(target), story({}), VOCABULARY, params, options, prompt)
+    assert not any(r.retrieved for r in without.rounds)
+    assert without.text.tokens == done.text.tokens
+
+
 def test_specbranch_miss_and_rollback_lose_the_likeliest_branch():
     target = text(1, 2, 3, 4, 5)
     draft = text(1) | {(0, 1): after(7, 8, sure=0.0), (0, 1, 2): after(6)}

@@ -13,12 +13,14 @@ MEMORY = 500.0  # outcomes of a bin that count: a new kind of text is learned wi
 class Calibration:
     """Acceptance by confidence, in bins of equal width with linear interpolation between them.
 
-    It starts from (1 + confidence) / 2: low confidence is accepted more often than it says.
+    Args:
+        least: what it starts from at confidence 0; at 1 that is 1, and between them a straight
+            line. A draft's low confidence is accepted more often than it says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: float = 0.5) -> None:
         centers = [(i + 0.5) / BINS for i in range(BINS)]
-        self._accepted = [PRIOR * (1 + center) / 2 for center in centers]
+        self._accepted = [PRIOR * (least + (1 - least) * center) for center in centers]
         self._seen = [PRIOR] * BINS
 
     def observe(self, confidence: float, accepted: bool) -> None:
@@ -27,6 +29,11 @@ class Calibration:
         kept = 1 - 1 / MEMORY
         self._accepted[i] = self._accepted[i] * kept + accepted
         self._seen[i] = self._seen[i] * kept + 1
+
+    @property
+    def mean(self) -> float:
+        """P(accept) whatever the confidence."""
+        return sum(self._accepted) / sum(self._seen)
 
     def estimate(self, confidence: float) -> float:
         """P(accept) of a token of that confidence, if those before it are accepted."""

@@ -89,6 +89,7 @@ class LLM:
         speculate: `always`, or `auto`: plain decoding where drafting would slow it down.
         hrad: the predictor: a file that `specbranch hrad train` wrote, None, or `auto`: the bundled
             pair has one, for its γ, and others have none.
+        retrieval: draft a text that repeats itself from itself, too.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         device: where both models run; `target_device` and `draft_device` override it.
         sharded: spread the target over all GPUs (`device_map="auto"`).
@@ -132,6 +133,7 @@ class LLM:
         branching: Branching = DecodingOptions.branching,
         speculate: Literal["auto", "always"] = DecodingOptions.speculate,
         hrad: str | Path | None = "auto",
+        retrieval: bool = DecodingOptions.retrieval,
         dtype: str = "auto",
         device: str = "auto",
         target_device: str | None = None,
@@ -145,7 +147,7 @@ class LLM:
         width: AskedWidth = "auto",
         max_model_len: int | None = None,
     ) -> None:
-        options = DecodingOptions(gamma, epsilon, k_max, branching, speculate)
+        options = DecodingOptions(gamma, epsilon, k_max, branching, speculate, retrieval=retrieval)
         self._configure(options, method, width, draft is not None)
         if lane_timeout <= 0:
             raise InputError(f"lane_timeout must be more than 0 seconds, not {lane_timeout:g}")

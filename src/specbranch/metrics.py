@@ -43,6 +43,7 @@ class Round:
     Attributes:
         draft_stage: whether the target waited for a serial draft before it.
         chain: tokens verified.
+        retrieved: whether those are from earlier in the text.
         branches: candidates prepared meanwhile.
         branch_tokens: tokens of all branches together.
         accepted: how many of the chain the target accepted.
@@ -57,6 +58,7 @@ class Round:
 
     draft_stage: bool = False
     chain: int = 0
+    retrieved: bool = False
     branches: int = 0
     branch_tokens: int = 0
     accepted: int = 0

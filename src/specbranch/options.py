@@ -27,6 +27,7 @@ class DecodingOptions:
             place alike, `even` (a fixed fan-out, as in SSD, arXiv 2603.03251).
         speculate: `always`, or `auto`: not while plain decoding is faster.
         hrad: whether the predictor is asked, where there is one.
+        retrieval: whether a text that repeats itself is drafted from itself.
 
     Raises:
         InputError: a value out of its range.
@@ -38,6 +39,7 @@ class DecodingOptions:
     branching: Branching = "outcomes"
     speculate: Literal["auto", "always"] = "auto"
     hrad: bool = True
+    retrieval: bool = True
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("gamma", "k_max")}
@@ -62,6 +64,16 @@ class DecodingOptions:
         return MOST_BRANCHES if self.k_max == "auto" else self.k_max
 
     @property
+    def longest(self) -> int:
+        """Most tokens drafted ahead in one round, however fast the draft is."""
+        return MOST_GAMMA if self.gamma == "auto" else self.gamma
+
+    @property
+    def retrieved(self) -> int:
+        """Most of them that may come from earlier in the text."""
+        return self.longest if self.retrieval else 0
+
+    @property
     def branch_tokens(self) -> int:
         """Most tokens that the branches of one round hold together."""
-        return self.branches * ((MOST_GAMMA if self.gamma == "auto" else self.gamma) + 1)
+        return self.branches * (self.longest + 1)

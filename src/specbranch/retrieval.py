@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from specbranch.calibration import Calibration
+from specbranch.costmodel import reaches
+
+LEAST_REACH = 0.1  # of a token to return: it costs nothing to draft, but something to verify
 LONGEST = 32  # tokens; a longer match says no more
 TRIED = 32  # places looked at, the latest ones
 
@@ -24,6 +28,15 @@ class Match:
 
     length: int
     tokens: list[int]
+
+    @property
+    def strengths(self) -> list[float]:
+        """How far each token can be relied on, between 0 and 1; not yet a probability.
+
+        If the tokens before it are right, a token belongs to a match that is longer by them.
+        """
+        lengths = range(self.length, self.length + len(self.tokens))
+        return [(n - 1) / (n + 1) for n in lengths]
 
 
 @dataclass
@@ -57,17 +70,72 @@ class Suffixes:
             more: tokens that follow the text, perhaps.
             most: tokens to return.
         """
-        path = [*self.tokens, *more]
-        places = self._followed.get(tuple(path[-self.shortest :]), [])
-        best, length = 0, 0
-        for place in reversed(places[-TRIED:]):
-            n = self.shortest
-            while n < min(LONGEST, place) and path[place - 1 - n] == path[len(path) - 1 - n]:
-                n += 1
-            if n > length:
-                best, length = place, n
-        if not length:
+        known, count = self.tokens, len(self.tokens)
+        length = count + len(more)
+
+        def at(place: int) -> int:
+            return known[place] if place < count else more[place - count]
+
+        if length <= self.shortest:
             return None
-        for i in range(most):
-            path.append(path[best + i])
-        return Match(length, path[-most:])
+        gram = tuple(at(length - self.shortest + i) for i in range(self.shortest))
+        best, longest = 0, 0
+        for place in reversed(self._followed.get(gram, [])[-TRIED:]):
+            n = self.shortest
+            while n < min(LONGEST, place) and at(place - 1 - n) == at(length - 1 - n):
+                n += 1
+            if n > longest:
+                best, longest = place, n
+        if not longest:
+            return None
+        found: list[int] = []
+        for i in range(best, best + most):
+            found.append(at(i) if i < length else found[i - length])
+        return Match(longest, found)
+
+
+class Retrieval:
+    """What a text repeats, and how far that can be relied on.
+
+    Args:
+        prompt: the text's first tokens.
+        calibration: acceptance by `Match.strengths`; learned on, from what is committed.
+    """
+
+    def __init__(self, prompt: Sequence[int], calibration: Calibration) -> None:
+        self._suffixes = Suffixes()
+        self._suffixes.extend(prompt)
+        self._calibration = calibration
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text so far."""
+        return len(self._suffixes.tokens)
+
+    def learn(self, committed: Sequence[int]) -> None:
+        """Append tokens to the text, and see whether it would have been right about them."""
+        for token in committed:
+            if match := self._suffixes.match(most=1):
+                self._calibration.observe(match.strengths[0], match.tokens[0] == token)
+            self._suffixes.extend([token])
+
+    def continuation(
+        self, more: Sequence[int], most: int, least: float, stop_ids: frozenset[int]
+    ) -> Match | None:
+        """What followed the last time, as far as it is likely to again.
+
+        Args:
+            more: tokens that follow the text, perhaps.
+            most: tokens to return.
+            least: probability of acceptance of the first one, below which there is nothing.
+            stop_ids: tokens after which a text ends.
+        """
+        match = self._suffixes.match(more, most) if most > 0 else None
+        if match is None:
+            return None
+        acceptance = [self._calibration.estimate(value) for value in match.strengths]
+        kept = sum(reach >= LEAST_REACH for reach in reaches(acceptance))
+        if not kept or acceptance[0] < least:
+            return None
+        ends = [i for i, token in enumerate(match.tokens, 1) if token in stop_ids]
+        return Match(match.length, match.tokens[: min([kept, *ends])])

@@ -23,7 +23,7 @@ BY_ITSELF = {
 }
 
 
-AS_IN_THE_PAPER = DecodingOptions("auto", 0.3, MOST_BRANCHES, "point", "always")
+AS_IN_THE_PAPER = DecodingOptions("auto", 0.3, MOST_BRANCHES, "point", "always", retrieval=False)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Pair:
         """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
         gamma = 8 if options.gamma == "auto" else options.gamma
         fixed = replace(options, gamma=gamma)
-        pearl = DecodingOptions(gamma, 0.0, 1, "point", "always", hrad=False)
+        pearl = DecodingOptions(gamma, 0.0, 1, "point", "always", hrad=False, retrieval=False)
         return [
             Contender(PLAIN, self.in_turn.plain(), "autoregressive", options),
             Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),

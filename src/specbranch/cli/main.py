@@ -92,6 +92,13 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--k-max", type=_number_or_word, help="most branches in one round")
     add("--branching", help="outcomes (wherever the chain may break), point (at its end), even")
     add("--hrad", help="predictor file, none, or auto (default): the bundled pair's")
+    add(
+        "--no-retrieval",
+        dest="retrieval",
+        action="store_const",
+        const=False,
+        help="do not draft a text that repeats itself from itself",
+    )
     add("--speculate", help="always, or auto (default): not where plain decoding is faster")
 
 

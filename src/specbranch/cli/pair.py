@@ -27,6 +27,7 @@ def load_llm(options: argparse.Namespace) -> LLM:
             "k_max",
             "branching",
             "speculate",
+            "retrieval",
             "lane_timeout",
         )
         if getattr(options, name, None) is not None

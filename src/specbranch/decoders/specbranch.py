@@ -40,9 +40,10 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         lanes.share_target(overlap=True)
         drafting = None
         if chain is None:
-            gamma = min(tuning.gamma, sequence.remaining - 1)
+            room = sequence.remaining - 1
+            gamma, retrieval = min(tuning.gamma, room), min(options.retrieved, room)
             rule = tuning.rule(signal, serial=True)
-            drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, rule)
+            drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, rule, retrieval)
             chain = drafting.result()
             resolution = Resolution(sequence.length + len(chain))
 
@@ -110,7 +111,14 @@ def _plan(room: int, options: DecodingOptions, tuning: Tuning, signal: Signal | 
     # Without a predictor nothing after a doubtful position would be kept: it need not be drafted.
     epsilon = options.epsilon if options.epsilon != "auto" and signal is None else 0.0
     return BranchPlan(
-        room, tuning.gamma, options.branches, options.branching, epsilon, tuning.step, signal
+        room,
+        tuning.gamma,
+        options.branches,
+        options.branching,
+        epsilon,
+        tuning.step,
+        signal,
+        options.retrieved,
     )
 
 
@@ -119,7 +127,7 @@ def _posterior(chain: Chain, rule: KeepRule) -> tuple[Chain | None, int]:
     if not chain.tokens:
         return (chain if rule.reach is None else None), 0
     acceptance = chain.acceptance
-    if rule.signal is not None and rule.signal.offsets:
+    if rule.signal is not None and rule.signal.offsets and not chain.retrieved:
         acceptance = rule.signal.acceptance(chain.confidences)
     kept = rule.kept(chain.confidences, acceptance)
     return chain.cut(kept), len(chain) - kept
@@ -136,6 +144,7 @@ def _round(
     return Round(
         draft_stage=drafting is not None,
         chain=len(chain),
+        retrieved=chain.retrieved,
         branches=len(branches),
         branch_tokens=sum(map(len, branches)),
         accepted=outcome.accepted,

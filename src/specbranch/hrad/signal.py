@@ -30,16 +30,19 @@ class Signal:
     offsets: tuple[float, ...] = ()
     slopes: tuple[float, ...] = ()
 
-    def acceptance(self, confidences: Sequence[float]) -> list[float]:
+    def acceptance(self, confidences: Sequence[float], place: int = 0) -> list[float]:
         """Estimated probability of each token's acceptance, given those before it.
 
         Places beyond γ are judged as the last.
+
+        Args:
+            confidences: the draft's at the place of each token.
+            place: of the first of them.
         """
         last = len(self.offsets) - 1
         found = []
-        for i, confidence in enumerate(confidences):
-            place = min(i, last)
-            x = self.offsets[place] + self.slopes[place] * logit(confidence)
+        for i, confidence in enumerate(confidences, place):
+            x = self.offsets[min(i, last)] + self.slopes[min(i, last)] * logit(confidence)
             found.append(1 / (1 + math.exp(-x)))
         return found
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from specbranch.branching import (
     KeepRule,
@@ -21,74 +18,10 @@ from specbranch.costmodel import best_width
 from specbranch.hrad.signal import Signal
 from specbranch.lanes.base import Worker
 from specbranch.models.runner import CausalRunner, ModelFacts
-from specbranch.sampling import DRAFT, Chooser, SamplingParams, make_chooser, warp
+from specbranch.retrieval import Match, Retrieval
+from specbranch.sampling import DRAFT, make_chooser, warp
+from specbranch.workers.drafted import Drafted, Path, Text
 from specbranch.workers.messages import Branch, BranchPlan, Chain, Opening, Resolution
-
-
-@dataclass
-class Path:
-    """A branch as it grows: tokens, and the logits after each that was run.
-
-    Attributes:
-        fork: tokens of the text before it.
-        accepted: how many of them are the chain's.
-        reach: estimated probability that the target writes all its tokens.
-        confidences, log_q: at the place of each token but the first, the candidate.
-    """
-
-    id: int
-    fork: int
-    accepted: int
-    reach: float
-    tokens: list[int]
-    confidences: list[float] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-    log_q: list[Tensor] = field(default_factory=list)
-
-
-@dataclass
-class Drafted:
-    """The chain that is being verified.
-
-    Attributes:
-        start: tokens of the text before it.
-        confidences, log_q: at the place of each of its tokens; log_q is ``[vocabulary]``.
-    """
-
-    start: int
-    confidences: list[float] = field(default_factory=list)
-    log_q: list[Tensor] = field(default_factory=list)
-
-    def cut(self, length: int) -> None:
-        """Forget the tokens that are not among the text's first `length`."""
-        keep = max(0, length - self.start)
-        del self.confidences[keep:], self.log_q[keep:]
-
-
-@dataclass
-class Text:
-    """A sequence as the draft knows it.
-
-    Attributes:
-        tokens: committed text and chain. The cache may lag behind them.
-        vocabulary: the target's number of logits.
-        logits: raw logits ``[vocabulary]`` after the tokens of the given count, where known.
-        branches: the last branch stage's.
-    """
-
-    tokens: list[int]
-    params: SamplingParams
-    chooser: Chooser
-    processors: LogitsProcessorList
-    stop_ids: frozenset[int]
-    vocabulary: int
-    chain: Drafted
-    logits: dict[int, Tensor] = field(default_factory=dict)
-    branches: list[Path] = field(default_factory=list)
-
-    @property
-    def sends_log_q(self) -> bool:
-        return not self.params.greedy and self.params.acceptance == "rejection"
 
 
 class DraftWorker(Worker):
@@ -105,6 +38,7 @@ class DraftWorker(Worker):
         self._texts: dict[int, Text] = {}
         self._drafted: dict[int, int] = {}
         self._calibration = Calibration()
+        self._retrieval = Calibration(least=0.0)
 
     def describe(self) -> ModelFacts:
         """What the model is."""
@@ -113,6 +47,7 @@ class DraftWorker(Worker):
     def forget(self) -> None:
         """Forget how acceptance followed confidence so far."""
         self._calibration = Calibration()
+        self._retrieval = Calibration(least=0.0)
 
     def open(self, sequence: int, opening: Opening) -> None:
         """Read the prompt, all but its last token, into the cache."""
@@ -126,6 +61,7 @@ class DraftWorker(Worker):
             opening.stop_ids,
             opening.vocabulary,
             Drafted(len(opening.prompt)),
+            Retrieval(opening.prompt, self._retrieval),
         )
         self._drafted[sequence] = 0
         if read := opening.prompt[:-1]:
@@ -138,11 +74,27 @@ class DraftWorker(Worker):
         del self._texts[sequence]
         return self._drafted.pop(sequence)
 
-    def draft(self, sequence: int, resolution: Resolution, gamma: int, rule: KeepRule) -> Chain:
-        """Draft stage: a chain of at most `gamma` tokens, as far as the rule would keep it."""
+    def draft(
+        self,
+        sequence: int,
+        resolution: Resolution,
+        gamma: int,
+        rule: KeepRule,
+        retrieval: int = 0,
+    ) -> Chain:
+        """Draft stage: a chain of at most `gamma` tokens, as far as the rule would keep it.
+
+        Args:
+            retrieval: most tokens to take from earlier in the text instead, which is at once.
+        """
         text = self._texts[sequence]
         self._resolve(sequence, text, resolution)
         chain = text.chain = Drafted(len(text.tokens))
+        if retrieval > 0 and (match := self._look_up(text, [], retrieval)):
+            chain.retrieved, chain.confidences = True, match.strengths
+            text.tokens += match.tokens
+            self._drafted[sequence] += len(match.tokens)
+            return self._chain(text, match.tokens, match.strengths, [], retrieved=True)
         for _ in range(gamma):
             logits = self._next_logits(sequence, text)
             confidences = [*chain.confidences, confidence(logits)]
@@ -179,6 +131,8 @@ class DraftWorker(Worker):
             for path in text.branches
             if path.tokens[0] not in text.stop_ids and path.accepted + 1 < plan.room
         ]
+        if plan.retrieval > 0:
+            growing = [path for path in growing if not self._continue(text, path, plan)]
         for _ in range(plan.gamma):
             if not growing or self.stopped():
                 break
@@ -186,7 +140,7 @@ class DraftWorker(Worker):
             if plan.step is not None:
                 growing.sort(key=lambda path: -path.reach)
                 count = best_width([path.reach for path in growing], plan.step)
-            grown = self._grow(sequence, text, growing[:count], plan.epsilon)
+            grown = self._grow(sequence, text, growing[:count], plan)
             growing = growing[count:] + [
                 path for path in grown if path.accepted + len(path.tokens) < plan.room
             ]
@@ -195,12 +149,32 @@ class DraftWorker(Worker):
             Branch(
                 path.accepted,
                 path.tokens[0],
-                self._chain(text, path.tokens[1:], path.confidences, path.log_q),
+                self._chain(text, path.tokens[1:], path.confidences, path.log_q, path.retrieved),
             )
             for path in text.branches
         ]
 
-    def _grow(self, sequence: int, text: Text, paths: list[Path], epsilon: float) -> list[Path]:
+    def _look_up(self, text: Text, more: list[int], most: int) -> Match | None:
+        """What the text repeats, if that is as likely to be accepted as what the draft says.
+
+        Args:
+            more: tokens after the committed text.
+        """
+        text.retrieval.learn(text.tokens[text.retrieval.length : text.chain.start])
+        return text.retrieval.continuation(more, most, self._calibration.mean, text.stop_ids)
+
+    def _continue(self, text: Text, path: Path, plan: BranchPlan) -> bool:
+        """Continue a branch by what the text repeats; whether there was something."""
+        more = text.tokens[text.chain.start : path.fork] + path.tokens
+        match = self._look_up(text, more, min(plan.retrieval, plan.room - path.accepted - 1))
+        if match is None:
+            return False
+        path.tokens += match.tokens
+        path.confidences = match.strengths
+        path.retrieved = True
+        return True
+
+    def _grow(self, sequence: int, text: Text, paths: list[Path], plan: BranchPlan) -> list[Path]:
         """One step of these branches; returns those that may go on."""
         last = self._read([path.tokens[-1] for path in paths])
         ids = [path.id for path in paths]
@@ -211,13 +185,14 @@ class DraftWorker(Worker):
             after = self._fit(text, raw)
             path.logits.append(after)
             value = confidence(after)
-            if value < epsilon:
+            if value < plan.epsilon:
                 continue
+            place = path.accepted + len(path.tokens)
             token, row = self._choose(text, after, text.tokens[: path.fork] + path.tokens)
             path.tokens.append(token)
             path.confidences.append(value)
             path.log_q.append(row)
-            path.reach *= self._calibration.estimate(value)
+            path.reach *= self._acceptance(plan.signal, [value], place)[0]
             if token not in text.stop_ids:
                 still.append(path)
         return still
@@ -232,7 +207,7 @@ class DraftWorker(Worker):
             # Those of the old chain, which may have been longer, are of another text.
             text.logits = {path.fork + 1 + i: logits for i, logits in enumerate(path.logits)}
             text.tokens += path.tokens
-            text.chain = Drafted(path.fork + 1, path.confidences, path.log_q)
+            text.chain = Drafted(path.fork + 1, path.retrieved, path.confidences, path.log_q)
         elif resolution.tokens:
             self._learn(text.chain, resolution.length - text.chain.start)
         text.branches = []
@@ -244,6 +219,8 @@ class DraftWorker(Worker):
 
     def _learn(self, chain: Drafted, accepted: int) -> None:
         """Take in how far a chain was accepted: what follows a rejected token was not tested."""
+        if chain.retrieved:
+            return
         for i, value in enumerate(chain.confidences[: accepted + 1]):
             self._calibration.observe(value, i < accepted)
 
@@ -257,6 +234,8 @@ class DraftWorker(Worker):
             return []
         if plan.room < 1:
             return []
+        if chain.retrieved:
+            self._read_chain(sequence, text)
         logits = self._next_logits(sequence, text)
         at_end = warp(logits[None], [text.tokens], text.processors)[0]
         if at_point:
@@ -267,21 +246,48 @@ class DraftWorker(Worker):
             text.chooser.scores(row, start + i, DRAFT)
             for i, row in enumerate([*chain.log_q, at_end])
         ]
-        confidences = list(chain.confidences)
+        acceptance = self._of_chain(plan.signal, chain)
         if not text.sends_log_q:
             # The draft would go on with the best there, which is accepted more often than q says.
-            confidences.append(confidence(logits))
-        acceptance = self._acceptance(plan.signal, confidences)
+            acceptance += self._acceptance(plan.signal, [confidence(logits)], len(drafted))
         even = plan.branching == "even"
         planned = outcomes(drafted, acceptance, torch.stack(rows), plan.k_max, even)
         most = min(plan.room, len(drafted)) if ends else plan.room
         return [outcome for outcome in planned if outcome.accepted < most]
 
-    def _acceptance(self, signal: Signal | None, confidences: list[float]) -> list[float]:
-        """Estimated probability of each token's acceptance, given those before it."""
+    def _acceptance(
+        self, signal: Signal | None, confidences: list[float], place: int = 0
+    ) -> list[float]:
+        """Estimated probability of each token's acceptance, given those before it.
+
+        Args:
+            place: of the first of them after the committed text.
+        """
         if signal is not None and signal.offsets:
-            return signal.acceptance(confidences)
+            return signal.acceptance(confidences, place)
         return [self._calibration.estimate(value) for value in confidences]
+
+    def _of_chain(self, signal: Signal | None, chain: Drafted) -> list[float]:
+        """The same of a chain, retrieved or not."""
+        if chain.retrieved:
+            return [self._retrieval.estimate(value) for value in chain.confidences]
+        return self._acceptance(signal, chain.confidences)
+
+    def _read_chain(self, sequence: int, text: Text) -> None:
+        """Run a retrieved chain, for what the draft would have said at its places."""
+        chain, count = text.chain, len(text.tokens)
+        if count in text.logits:
+            return
+        covered = min(self._runner.length(sequence), chain.start - 1)
+        self._runner.rewind(sequence, covered)
+        lacking = self._read(text.tokens[covered:])
+        logits = self._fit(text, self._runner.run(sequence, lacking).logits)
+        self.meter(len(lacking))
+        text.logits[count] = logits[-1]
+        places = range(chain.start, count)
+        rows = logits[chain.start - covered - 1 : -1]
+        contexts = [text.tokens[:place] for place in places]
+        chain.log_q = [*warp(rows, contexts, text.processors)] if places else []
 
     def _next_logits(self, sequence: int, text: Text) -> Tensor:
         """Raw logits ``[vocabulary]`` after the last token; runs what the cache lacks."""
@@ -308,11 +314,24 @@ class DraftWorker(Worker):
         lacking = text.vocabulary - logits.shape[-1]
         if lacking > 0:
             return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
-        return logits[: text.vocabulary]
+        return logits[..., : text.vocabulary]
 
     def _chain(
-        self, text: Text, tokens: list[int], confidences: list[float], rows: list[Tensor]
+        self,
+        text: Text,
+        tokens: list[int],
+        confidences: list[float],
+        rows: list[Tensor],
+        retrieved: bool = False,
     ) -> Chain:
         """A message, which holds nothing that will change."""
+        if retrieved:
+            rows = [self._certain(text, token) for token in tokens]
         log_q = torch.stack(rows).cpu() if rows and text.sends_log_q else None
-        return Chain(tokens, [*confidences], self._acceptance(None, confidences), log_q)
+        acceptance = self._of_chain(None, Drafted(0, retrieved, confidences))
+        return Chain(tokens, [*confidences], acceptance, log_q, retrieved)
+
+    @staticmethod
+    def _certain(text: Text, token: int) -> Tensor:
+        """Log q where nothing else could have been drafted."""
+        return torch.full((text.vocabulary,), -torch.inf).index_fill_(0, torch.tensor(token), 0.0)

@@ -69,6 +69,7 @@ class BranchPlan:
         step: what a step of so many branches takes, so that in each step those grow that are worth
             it; None has all grow in every step.
         signal: of H-RAD, on the chain that is being verified.
+        retrieval: most tokens to take from earlier in the text, instead of drafting them.
     """
 
     room: int
@@ -78,6 +79,7 @@ class BranchPlan:
     epsilon: float = 0.0
     step: Cost | None = None
     signal: Signal | None = None
+    retrieval: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,18 @@ class Chain:
     """Draft tokens in a row.
 
     Attributes:
-        confidences: the draft's raw top probability at the place of each token.
+        confidences: the draft's raw top probability at the place of each token; of a retrieved
+            chain, `Match.strengths`.
         acceptance: estimated from them, by what the pair's outcomes were so far.
         log_q: warped log-probabilities ``[n, vocabulary]``, only for the rejection rule.
+        retrieved: from earlier in the text, not from the draft.
     """
 
     tokens: list[int]
     confidences: list[float]
     acceptance: list[float]
     log_q: Tensor | None = None
+    retrieved: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -101,8 +106,12 @@ class Chain:
     def cut(self, length: int) -> Chain:
         """The first `length` tokens."""
         log_q = None if self.log_q is None else self.log_q[:length]
-        return Chain(
-            self.tokens[:length], self.confidences[:length], self.acceptance[:length], log_q
+        return replace(
+            self,
+            tokens=self.tokens[:length],
+            confidences=self.confidences[:length],
+            acceptance=self.acceptance[:length],
+            log_q=log_q,
         )
 
 
