@@ -139,8 +139,14 @@ class MoodyTarget(TargetWorker):
         super().__init__(runner)  # type: ignore[arg-type]
         self._random = random.Random(seed)
 
-    def verify(self, sequence: int, chain: list[int], log_q: Tensor | None = None) -> Verification:
-        done = super().verify(sequence, chain, log_q)
+    def verify(
+        self,
+        sequence: int,
+        chain: list[int],
+        log_q: Tensor | None = None,
+        confidences: Sequence[float] = (),
+    ) -> Verification:
+        done = super().verify(sequence, chain, log_q, confidences)
         offsets = tuple(self._random.uniform(-3, 3) for _ in range(4))
         return replace(done, signal=Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4))
 

@@ -157,17 +157,17 @@ def test_outcomes_never_hold_forbidden_tokens():
     assert {(o.accepted, o.token) for o in outcomes([2], [0.9], scores, 9)} == {(0, 0), (1, 1)}
 
 
-CONFIDENCES, ACCEPTANCE = [0.9, 0.3, 0.8], [0.9, 0.5, 0.9]
+ACCEPTANCE = [0.9, 0.5, 0.9]
 
 
 @pytest.mark.parametrize(
     ("rule", "kept"),
     [
         (KeepRule(), 3),
-        (KeepRule(epsilon=0.4), 1),
-        (KeepRule(epsilon=0.4, signal=Signal(Keep.CONFIDENT)), 1),
-        (KeepRule(epsilon=0.4, signal=Signal(Keep.NOTHING)), 0),
-        (KeepRule(epsilon=0.4, signal=Signal(Keep.ALL)), 3),
+        (KeepRule(epsilon=0.6), 1),
+        (KeepRule(epsilon=0.6, signal=Signal(Keep.CONFIDENT)), 1),
+        (KeepRule(epsilon=0.6, signal=Signal(Keep.NOTHING)), 0),
+        (KeepRule(epsilon=0.6, signal=Signal(Keep.ALL)), 3),
         (KeepRule(reach=0.41), 2),  # 0.9, 0.45, 0.405
         (KeepRule(reach=0.4), 3),
         (KeepRule(reach=0.95, signal=Signal(Keep.ALL)), 0),
@@ -175,7 +175,7 @@ CONFIDENCES, ACCEPTANCE = [0.9, 0.3, 0.8], [0.9, 0.5, 0.9]
     ],
 )
 def test_what_is_kept_of_a_draft(rule, kept):
-    assert rule.kept(CONFIDENCES, ACCEPTANCE) == kept
+    assert rule.kept(ACCEPTANCE) == kept
 
 
 def test_a_signal_judges_tokens_by_their_place_and_confidence():

@@ -17,17 +17,16 @@ def confidence(logits: Tensor) -> float:
     return logits.softmax(-1).max().item()
 
 
-def kept_length(confidences: Sequence[float], epsilon: float) -> int:
+def kept_length(values: Sequence[float], epsilon: float) -> int:
     """How many draft tokens the confidence rule keeps (paper §5, signal s = 1).
 
-    Tokens are kept until the first whose confidence is below `epsilon`: that one becomes the
-    branch point. Confidence belongs to a position, not to the token drafted there, so that the
-    length never depends on what is later tested against the target.
+    Tokens are kept until the first whose value is below `epsilon`: that one becomes the branch
+    point. In the paper the value is the draft's confidence; see `KeepRule` for what it is here.
     """
-    for i, value in enumerate(confidences):
+    for i, value in enumerate(values):
         if value < epsilon:
             return i
-    return len(confidences)
+    return len(values)
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,9 @@ class KeepRule:
     """How much of a draft becomes the next chain; what follows is pruned. At first, all.
 
     Attributes:
-        epsilon: confidence below which a position is uncertain (the paper's ε).
+        epsilon: probability of acceptance, as estimated, below which a position is uncertain. The
+            paper compares its ε with the draft's raw confidence, which is no probability of
+            acceptance (DESIGN §4).
         reach: least probability that a token is accepted along with those before it, instead.
         signal: of H-RAD, if there is one. Its s decides whether ε counts (paper §5).
     """
@@ -44,21 +45,19 @@ class KeepRule:
     reach: float | None = None
     signal: Signal | None = None
 
-    def kept(self, confidences: Sequence[float], acceptance: Sequence[float]) -> int:
+    def kept(self, acceptance: Sequence[float]) -> int:
         """How many tokens to keep.
 
-        Neither argument depends on which token was drafted at a place, so that the length never
-        depends on what is later tested against the target.
-
         Args:
-            confidences: of the draft at each place.
-            acceptance: estimated probability of each token, given those before it.
+            acceptance: estimated probability of each token, given those before it. It belongs to a
+                place, not to the token drafted there, so that the length never depends on what is
+                later tested against the target.
         """
         if self.reach is not None:
             return sum(reach >= self.reach for reach in reaches(acceptance))
         if self.signal is None or self.signal.keep == Keep.CONFIDENT:
-            return kept_length(confidences, self.epsilon)
-        return 0 if self.signal.keep == Keep.NOTHING else len(confidences)
+            return kept_length(acceptance, self.epsilon)
+        return 0 if self.signal.keep == Keep.NOTHING else len(acceptance)
 
 
 def branch_count(branch_point_confidence: float, k_max: int) -> int:

@@ -61,10 +61,12 @@ def _check_method(method: str | None, has_draft: bool) -> None:
 
 def _predictor(
     asked: str | Path | None, target: str, draft: str | None, gamma: int | str
-) -> Path | None:
+) -> Path | Literal["online"] | None:
     """The file of H-RAD for a pair."""
     if asked is None or draft is None:
         return None
+    if asked == "online":
+        return "online"
     if asked != "auto":
         return Path(asked)
     bundled = PREDICTORS.get(draft) if target == "target" else None
@@ -81,14 +83,15 @@ class LLM:
         draft: likewise; None leaves only the method `autoregressive`.
         method: default decoding method: `specbranch`, `speculative` or `autoregressive`.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
-        epsilon: ε, draft confidence below which a position is uncertain; `auto` weighs chances
-            against time instead.
+        epsilon: ε, a token's chance of acceptance below which a position is uncertain; `auto`
+            weighs the chance against time instead.
         k_max: most branches in one round; `auto` likewise.
         branching: for the likeliest `outcomes` anywhere on the chain; or at its end, one `point`;
             or for the best ones of every place, `even`.
         speculate: `always`, or `auto`: plain decoding where drafting would slow it down.
-        hrad: the predictor: a file that `specbranch hrad train` wrote, None, or `auto`: the bundled
-            pair has one, for its γ, and others have none.
+        hrad: the predictor: a file that `specbranch hrad train` wrote, None, `online`, which learns
+            from the running text, or `auto`: the bundled pair has one, for its γ, and others have
+            none.
         retrieval: draft a text that repeats itself from itself, too.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         device: where both models run; `target_device` and `draft_device` override it.
@@ -229,7 +232,7 @@ class LLM:
         width: AskedWidth,
         timeout: float,
         profile: Profile | None,
-        predictor: Path | None,
+        predictor: Path | Literal["online"] | None,
     ) -> None:
         started = start_lanes(self.lanes, makers, devices, self.placement, timeout, profile)
         try:
@@ -240,7 +243,7 @@ class LLM:
                 raise InputError(
                     f"max_model_len must be between 2 and {longest}, not {max_model_len}"
                 )
-            if predictor is not None:
+            if isinstance(predictor, Path):
                 gamma = None if self.options.gamma == "auto" else self.options.gamma
                 HRAD.load(predictor).check(facts["target"], facts["draft"], gamma)
         except BaseException:
@@ -349,8 +352,8 @@ class LLM:
     def forget(self) -> None:
         """Forget what was learned from the texts so far: acceptance, and the lanes' speed."""
         self._lanes.tunings.clear()
-        if self._lanes.draft is not None:
-            self._lanes.draft.submit("forget").result()
+        for lane in self._lanes.all():
+            lane.submit("forget").result()
 
     def close(self) -> None:
         """Release both lanes."""

@@ -19,8 +19,8 @@ class DecodingOptions:
     Attributes:
         gamma: γ, most tokens drafted ahead in one round; `auto` is as many as the draft has time
             for, and stops a branch stage when the chain is verified.
-        epsilon: ε, draft confidence below which a position is uncertain; `auto` drafts as long as
-            a token's chance of acceptance is worth its time.
+        epsilon: ε, a token's chance of acceptance below which a position is uncertain; `auto`
+            drafts as long as that chance is worth its time.
         k_max: most branches in one round; `auto` has those grow that are worth their time.
         branching: for what: the likeliest `outcomes` anywhere on the chain (DESIGN §4b), the
             candidates at the one branch `point` after it (the paper), or the best ones of every

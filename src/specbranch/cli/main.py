@@ -87,11 +87,13 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         help="most tokens drafted ahead in a round; auto follows the lanes",
     )
     add(
-        "--epsilon", type=_share_or_word, help="draft confidence below which a position is doubtful"
+        "--epsilon",
+        type=_share_or_word,
+        help="chance of acceptance below which a position is doubtful",
     )
     add("--k-max", type=_number_or_word, help="most branches in one round")
     add("--branching", help="outcomes (wherever the chain may break), point (at its end), even")
-    add("--hrad", help="predictor file, none, or auto (default): the bundled pair's")
+    add("--hrad", help="predictor file, none, online, or auto (default): the bundled pair's")
     add(
         "--no-retrieval",
         dest="retrieval",

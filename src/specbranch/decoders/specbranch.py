@@ -2,7 +2,7 @@
 
 Branches prepare for the likeliest outcomes of the verification anywhere on the chain (DESIGN §4b),
 or with ``branching="point"`` at its end alone, as in the paper. How much of a draft becomes the
-next chain is the paper's rule (H-RAD's s, and ε on the draft's confidence), or with
+next chain is the paper's rule (H-RAD's s, and ε on the chance of acceptance), or with
 ``epsilon="auto"`` the cost model's.
 """
 
@@ -44,13 +44,18 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
             gamma, retrieval = min(tuning.gamma, room), min(options.retrieved, room)
             rule = tuning.rule(signal, serial=True)
             drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, rule, retrieval)
+            learning = lanes.target.submit("learn")
             chain = drafting.result()
+            learning.result()
             resolution = Resolution(sequence.length + len(chain))
 
         # Branch stage: both lanes at once.
         plan = _plan(sequence.remaining - 1, options, tuning, signal)
         branching = lanes.draft.submit("branch", sequence.id, resolution, plan)
-        verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
+        confidences = [] if chain.retrieved else chain.confidences
+        verifying = lanes.target.submit(
+            "verify", sequence.id, chain.tokens, chain.log_q, confidences
+        )
         if options.gamma == "auto":
             verifying.result()
             branching.stop()
@@ -129,7 +134,7 @@ def _posterior(chain: Chain, rule: KeepRule) -> tuple[Chain | None, int]:
     acceptance = chain.acceptance
     if rule.signal is not None and rule.signal.offsets and not chain.retrieved:
         acceptance = rule.signal.acceptance(chain.confidences)
-    kept = rule.kept(chain.confidences, acceptance)
+    kept = rule.kept(acceptance)
     return chain.cut(kept), len(chain) - kept
 
 

@@ -131,13 +131,16 @@ class Records:
     @property
     def survived(self) -> Tensor:
         """Whether each token was accepted, bool ``[n, γ]``."""
-        return torch.arange(self.confidences.shape[1]) < self.accepted[:, None]
+        return self._places < self.accepted[:, None]
 
     @property
     def tested(self) -> Tensor:
         """Whether each token came to be judged, bool ``[n, γ]``: those before it were accepted."""
-        places = torch.arange(self.confidences.shape[1])
-        return (places <= self.accepted[:, None]) & (places < self.offered[:, None])
+        return (self._places <= self.accepted[:, None]) & (self._places < self.offered[:, None])
+
+    @property
+    def _places(self) -> Tensor:
+        return torch.arange(self.confidences.shape[1], device=self.confidences.device)
 
     def select(self, rows: Tensor) -> Records:
         """Some of them, by index or by bool."""

@@ -151,7 +151,10 @@ def start_from_confidences(model: HRAD, training: Records) -> None:
 def loss(model: HRAD, records: Records, labels: Tensor, weights: Tensor) -> Tensor:
     """The scalar that is minimised."""
     scores, offsets = model(records.z.float())
+    return F.cross_entropy(scores, labels, weights) + token_loss(model, offsets, records)
+
+
+def token_loss(model: HRAD, offsets: Tensor, records: Records) -> Tensor:
+    """The binary cross-entropy of the tokens that were judged; offsets are ``[n, γ]``."""
     tokens = model.token_scores(offsets, records.confidences)[records.tested]
-    survived = records.survived[records.tested].float()
-    by_class = F.cross_entropy(scores, labels, weights)
-    return by_class + F.binary_cross_entropy_with_logits(tokens, survived)
+    return F.binary_cross_entropy_with_logits(tokens, records.survived[records.tested].float())

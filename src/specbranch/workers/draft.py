@@ -99,7 +99,7 @@ class DraftWorker(Worker):
             logits = self._next_logits(sequence, text)
             confidences = [*chain.confidences, confidence(logits)]
             acceptance = self._acceptance(rule.signal, confidences)
-            if rule.kept(confidences, acceptance) < len(confidences):
+            if rule.kept(acceptance) < len(confidences):
                 break
             token, row = self._choose(text, logits, text.tokens)
             chain.confidences = confidences
@@ -114,8 +114,9 @@ class DraftWorker(Worker):
         """Branch stage: prepare for outcomes of the chain's verification, and go on from each.
 
         Branches grow together, one batched forward a step, over the one cache of the text they
-        share. A branch stops growing at the plan's length, at the first position whose confidence
-        is below its ε, or at a token that ends the text; all stop when the lane is told to.
+        share. A branch stops growing at the plan's length, at the first position that is likelier
+        to be rejected than its ε allows, or at a token that ends the text; all stop when the lane
+        is told to. One that the text itself knows how to continue does not grow.
         """
         text = self._texts[sequence]
         self._resolve(sequence, text, resolution)
@@ -185,14 +186,15 @@ class DraftWorker(Worker):
             after = self._fit(text, raw)
             path.logits.append(after)
             value = confidence(after)
-            if value < plan.epsilon:
-                continue
             place = path.accepted + len(path.tokens)
+            [acceptance] = self._acceptance(plan.signal, [value], place)
+            if acceptance < plan.epsilon:
+                continue
             token, row = self._choose(text, after, text.tokens[: path.fork] + path.tokens)
             path.tokens.append(token)
             path.confidences.append(value)
             path.log_q.append(row)
-            path.reach *= self._acceptance(plan.signal, [value], place)[0]
+            path.reach *= acceptance
             if token not in text.stop_ids:
                 still.append(path)
         return still

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+from specbranch.hrad.online import GAMMA, LAYERS, OnlineHRAD
 from specbranch.hrad.predictor import HRAD
+from specbranch.hrad.records import Setting
 from specbranch.models.loading import ModelSpec, load_model
-from specbranch.models.runner import CausalRunner
+from specbranch.models.runner import CausalRunner, ModelFacts
 from specbranch.models.selfcheck import check_runner, invariant_from
 from specbranch.models.width import Width
 from specbranch.workers.draft import DraftWorker
 from specbranch.workers.target import TargetWorker
 
 
-def make_target(spec: ModelSpec, hrad: Path | None = None) -> TargetWorker:
+def make_target(spec: ModelSpec, hrad: Path | Literal["online"] | None = None) -> TargetWorker:
     """Load a target, and its predictor.
 
     Raises:
@@ -24,7 +27,25 @@ def make_target(spec: ModelSpec, hrad: Path | None = None) -> TargetWorker:
     if spec.width == "auto":
         runner.invariant_from = invariant_from(runner)
     check_runner(runner, spec.name, Width.pick(spec.width, runner.invariant_from))
-    return TargetWorker(runner, spec.name, HRAD.load(hrad) if hrad else None)
+    predictor: HRAD | OnlineHRAD | None = None
+    if hrad == "online":
+        predictor = OnlineHRAD(_online_setting(runner.describe(spec.name)), runner.device)
+    elif hrad is not None:
+        predictor = HRAD.load(hrad).to(runner.device)
+    return TargetWorker(runner, spec.name, predictor)
+
+
+def _online_setting(target: ModelFacts) -> Setting:
+    return Setting(
+        target.name,
+        target.fingerprint,
+        draft="",
+        draft_fingerprint="",
+        gamma=GAMMA,
+        layers=min(LAYERS, target.layers),
+        hidden_size=target.hidden_size,
+        dtype=target.dtype,
+    )
 
 
 def make_draft(spec: ModelSpec) -> DraftWorker:

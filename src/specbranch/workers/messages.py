@@ -65,7 +65,7 @@ class BranchPlan:
         gamma: most draft steps.
         k_max: most branches.
         branching: for which outcomes, see `DecodingOptions`.
-        epsilon: a branch stops growing at a position whose confidence is below.
+        epsilon: a branch stops growing at a position whose chance of acceptance is below.
         step: what a step of so many branches takes, so that in each step those grow that are worth
             it; None has all grow in every step.
         signal: of H-RAD, on the chain that is being verified.

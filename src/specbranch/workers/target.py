@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from specbranch.hrad.online import OnlineHRAD
 from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Worker
 from specbranch.models.runner import CausalRunner, ModelFacts
@@ -43,11 +45,15 @@ class TargetWorker(Worker):
     """
 
     def __init__(
-        self, runner: CausalRunner, name: str = "target", predictor: HRAD | None = None
+        self,
+        runner: CausalRunner,
+        name: str = "target",
+        predictor: HRAD | OnlineHRAD | None = None,
     ) -> None:
         self._runner = runner
         self._name = name
-        self._predictor = None if predictor is None else predictor.to(runner.device)
+        self._predictor = predictor
+        self._learner = predictor if isinstance(predictor, OnlineHRAD) else None
         self._texts: dict[int, Text] = {}
 
     def describe(self) -> ModelFacts:
@@ -77,12 +83,29 @@ class TargetWorker(Worker):
         del text.tokens[length:]
         self._runner.rewind(sequence, length - 1)
 
-    def verify(self, sequence: int, chain: list[int], log_q: Tensor | None = None) -> Verification:
+    def forget(self) -> None:
+        """Forget what was learned from the texts so far."""
+        if self._learner is not None:
+            self._learner.forget()
+
+    def learn(self) -> None:
+        """Learn from the verifications so far, while there is nothing else to do."""
+        if self._learner is not None:
+            self._learner.learn()
+
+    def verify(
+        self,
+        sequence: int,
+        chain: list[int],
+        log_q: Tensor | None = None,
+        confidences: Sequence[float] = (),
+    ) -> Verification:
         """One forward over the last committed token and the chain; commits what it decides.
 
         Args:
             chain: draft tokens that continue the committed text; empty for plain decoding.
             log_q: the draft's log-probabilities ``[n, vocabulary]`` for the rejection rule.
+            confidences: the draft's at the places of the chain, to learn from.
         """
         text = self._texts[sequence]
         out = self._runner.run(sequence, [text.tokens[-1], *chain], text.layers)
@@ -99,6 +122,8 @@ class TargetWorker(Worker):
             accepted, token = verify_rejection(chain, log_p, log_q, text.chooser, position)
         text.tokens += [*chain[:accepted], token]
         self._runner.rewind(sequence, len(text.tokens) - 1)
+        if self._learner is not None and text.features is not None:
+            self._learner.saw(text.features, confidences, accepted)
         if out.hidden is not None:
             newest = self._runner.embeddings([token])[0]
             text.features = torch.cat([out.hidden[:, accepted].flatten(), newest]).float()

@@ -1,0 +1,70 @@
+"""H-RAD that learns while it is used."""
+
+import torch
+
+from specbranch.hrad.online import LEAST, OnlineHRAD
+from specbranch.hrad.records import Setting
+from specbranch.hrad.signal import Keep
+from specbranch.llm import LLM
+from specbranch.sampling import SamplingParams
+
+
+def online() -> OnlineHRAD:
+    setting = Setting("t", "", "d", "", gamma=4, layers=1, hidden_size=8, dtype="float32")
+    return OnlineHRAD(setting, torch.device("cpu"))
+
+
+def show(learner: OnlineHRAD, rounds: int) -> None:
+    """Rounds in which the features' sign says whether all is accepted, or nothing."""
+    generator = torch.Generator().manual_seed(1)
+    for i in range(rounds):
+        z = torch.randn(16, generator=generator)
+        z[0] = 2.0 if i % 2 else -2.0
+        learner.saw(z, [0.5] * 4, 4 if i % 2 else 0)
+        learner.learn()
+
+
+def test_online_says_nothing_before_it_has_seen_enough():
+    learner = online()
+    show(learner, LEAST - 1)
+    assert learner.signal(torch.zeros(16)) is None
+    show(learner, 1)
+    assert learner.signal(torch.zeros(16)) is not None
+    learner.forget()
+    assert learner.signal(torch.zeros(16)) is None
+
+
+def test_online_learns_from_the_outcomes():
+    learner = online()
+    show(learner, 600)
+    good, bad = torch.zeros(16), torch.zeros(16)
+    good[0], bad[0] = 2.0, -2.0
+    found = [learner.signal(z) for z in (good, bad)]
+    assert [s.keep for s in found] == [Keep.CONFIDENT] * 2
+    likely, unlikely = (s.acceptance([0.5])[0] for s in found)
+    assert likely > 0.6 > 0.4 > unlikely
+
+
+def test_online_takes_chains_longer_than_its_gamma_and_none_at_all():
+    learner = online()
+    learner.saw(torch.zeros(16), [0.5] * 9, 7)
+    learner.saw(torch.zeros(16), [], 0)
+    for _ in range(LEAST):
+        learner.saw(torch.zeros(16), [0.9], 1)
+        learner.learn()
+    assert learner.signal(torch.zeros(16)).acceptance([0.9])[0] > 0.5
+
+
+def test_online_changes_no_token_and_sees_every_chain(monkeypatch):
+    seen = []
+    saw = OnlineHRAD.saw
+    monkeypatch.setattr(OnlineHRAD, "saw", lambda self, *row: (seen.append(row), saw(self, *row)))
+    params = SamplingParams(max_tokens=200)
+    with LLM(hrad="online", lanes="inline", speculate="always", retrieval=False) as llm:
+        [ours] = llm.generate("def f(x):", params)
+        [plain] = llm.plain().generate("def f(x):", params)
+    assert ours.outputs[0].token_ids == plain.outputs[0].token_ids
+    # All rounds but the first, which no verification comes before.
+    expected = [(done.chain, done.accepted) for done in ours.rounds[1:]]
+    assert [(len(confidences), accepted) for _, confidences, accepted in seen] == expected
+    assert len(seen) > LEAST / 2
