@@ -14,7 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from specbranch.decoders import DECODERS, DecodingOptions, Lanes
+from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions, Lanes
 from specbranch.hrad.signal import Keep, Signal
 from specbranch.lanes.inline import InlineLane
 from specbranch.metrics import Metrics, Round
@@ -62,6 +62,7 @@ class TableRunner:
         self._states: dict[int, State] = {}
         self.positions = capacity
         self.forwards = 0
+        self.tokens_run = 0
 
     def open(self, sequence: int, capacity: int, width: object = None) -> None:
         self._states[sequence] = State()
@@ -78,6 +79,7 @@ class TableRunner:
     def run(self, sequence: int, tokens: Sequence[int], layers: int = 0) -> Output:
         assert tokens
         self.forwards += 1
+        self.tokens_run += len(tokens)
         state = self._states[sequence]
         state.branches.clear()
         rows = []
@@ -182,7 +184,9 @@ def decode(
 ) -> Decoded:
     """Run one decoding method over inline lanes; the draft lane gives its own count of tokens.
 
-    It always drafts, also where plain decoding would be faster.
+    Methods of the target alone get no other lane: what they draft is what the target is given
+    besides the last committed token. The others always draft, also where plain decoding would be
+    faster.
 
     Args:
         whims: a seed of when branch stages are stopped, what the predictor says, and when drafting
@@ -195,10 +199,11 @@ def decode(
         verifier, drafter = TargetWorker(ours), DraftWorker(theirs)  # type: ignore[arg-type]
     else:
         verifier, drafter = MoodyTarget(ours, whims), ImpatientDraft(theirs, whims)
-    lanes = Lanes(InlineLane(lambda: verifier, "target"), InlineLane(lambda: drafter, "draft"))
+    lanes = Lanes(InlineLane(lambda: verifier, "target"))
+    if method not in DRAFTLESS:
+        lanes.draft = InlineLane(lambda: drafter, "draft")
     if whims is not None:
         lanes.tunings[options] = WhimsicalTuning(options, whims)
-    assert lanes.draft is not None
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
     most = len(prompt) + params.max_tokens
     opening = Opening(list(prompt), params, most, vocabulary, stop_ids)
@@ -208,4 +213,6 @@ def decode(
     metrics = Metrics()
     for done in rounds:
         metrics.add(done)
+    if lanes.draft is None:
+        return Decoded(text, rounds, metrics, ours.tokens_run - ours.forwards)
     return Decoded(text, rounds, metrics, lanes.draft.submit("close", text.id).result())

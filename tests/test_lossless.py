@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbranch.decoders import DECODERS, DecodingOptions
+from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions
 from specbranch.sampling import SamplingParams
 from tests.tables import decode, imitation, random_table
 
 VOCABULARY = 11
 SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
+WITH_DRAFT = sorted(set(DECODERS) - DRAFTLESS)
 
 options = st.builds(
     DecodingOptions,
@@ -82,7 +83,7 @@ def test_every_drafted_token_has_one_fate(
     assert done.metrics.fates.accepted + own == len(done.text.tokens) == done.metrics.committed
 
 
-@pytest.mark.parametrize("method", SPECULATIVE)
+@pytest.mark.parametrize("method", WITH_DRAFT)
 def test_a_draft_equal_to_the_target_is_always_accepted(method):
     target = random_table(3, VOCABULARY)
     params = SamplingParams(max_tokens=60, temperature=1.0, seed=4)
@@ -93,7 +94,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted(method):
     assert done.metrics.mean_accepted_length == pytest.approx(5, abs=0.5)
 
 
-@pytest.mark.parametrize("method", SPECULATIVE)
+@pytest.mark.parametrize("method", WITH_DRAFT)
 @pytest.mark.parametrize("size", [7, 14])
 def test_the_draft_may_pad_its_vocabulary_otherwise(method, size):
     target = random_table(9, VOCABULARY)

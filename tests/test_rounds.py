@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from specbranch.decoders import DecodingOptions
+from specbranch.decoders import DECODERS, DecodingOptions
 from specbranch.metrics import Fates, Metrics, Round
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason, Origin, Sequence
@@ -63,6 +63,24 @@ def test_speculative_rollback_and_bonus():
     assert done.text.tokens == [1, 2, 3, 4, 5, 6, 7]
     assert done.rounds[-1].fates == Fates()
     assert done.text.finish_reason == FinishReason.LENGTH
+
+
+def test_lookup_takes_what_followed_the_longest_ngram():
+    # Three tokens of the end stand at the start of the prompt; of two, the latest was otherwise.
+    prompt = (1, 2, 3, 4, 5, 2, 3, 7, 1, 2, 3)
+    words = {prompt: after(4), (*prompt, 4): after(5), (*prompt, 4, 5): after(6)}
+    done = run("lookup", words, {}, 8, gamma=3, prompt=prompt)
+    first, second = done.rounds[:2]
+    assert first.tokens == [4, 5, 6]
+    assert first.origins == [Origin.CHAIN, Origin.CHAIN, Origin.TARGET]
+    assert first.outcome == "rollback"
+    assert first.fates == Fates(accepted=2, rolled_back=1)
+    assert first.drafting is None and not first.draft_stage
+    # Nothing follows the only 6 so far.
+    assert (second.chain, second.fates, second.tokens) == (0, Fates(), [9])
+    # 9 9 9: the loop is found as soon as it repeats, and goes on with itself.
+    assert [done.chain for done in done.rounds[2:]] == [0, 2]
+    assert done.metrics.fates == Fates(accepted=4, rolled_back=1)
 
 
 def test_specbranch_survivor_continues_without_a_draft_stage():
@@ -131,7 +149,7 @@ def test_specbranch_miss_and_rollback_lose_the_likeliest_branch():
     assert second.fates.rolled_back >= 2
 
 
-@pytest.mark.parametrize("method", ["autoregressive", "speculative", "specbranch"])
+@pytest.mark.parametrize("method", sorted(DECODERS))
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_nothing_after_the_stop_leaks_out(method, stop):
     """The stop falls on every place of a chain and of a branch; drafts run past it."""

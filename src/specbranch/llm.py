@@ -20,7 +20,14 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specbranch.decoders import DECODERS, OVERLAPPING, Decoder, DecodingOptions, Lanes
+from specbranch.decoders import (
+    DECODERS,
+    DRAFTLESS,
+    OVERLAPPING,
+    Decoder,
+    DecodingOptions,
+    Lanes,
+)
 from specbranch.decoders.autoregressive import autoregressive
 from specbranch.errors import InputError, LaneError
 from specbranch.hrad.predictor import HRAD
@@ -55,7 +62,7 @@ def _check_method(method: str | None, has_draft: bool) -> None:
         return
     if method not in DECODERS:
         raise InputError(f"unknown method '{method}': use {', '.join(DECODERS)}")
-    if not has_draft and method != "autoregressive":
+    if not has_draft and method not in DRAFTLESS:
         raise InputError(f"the method '{method}' needs a draft model: give one")
 
 
@@ -78,8 +85,9 @@ class LLM:
 
     Args:
         target: name of a bundled model, folder, or name on the Hugging Face hub.
-        draft: likewise; None leaves only the method `autoregressive`.
-        method: default decoding method: `specbranch`, `speculative` or `autoregressive`.
+        draft: likewise; None leaves only the methods of the target alone.
+        method: default decoding method: `specbranch`, `speculative`; or, of the target alone,
+            `lookup` or `autoregressive`.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
         epsilon: ε, draft confidence below which a position is uncertain; `auto` weighs chances
             against time instead.
@@ -455,7 +463,8 @@ class LLM:
         Where the draft lane fails, plain decoding goes on from the last committed token.
         """
         sequence = request.sequence
-        drafting = decoder is not autoregressive and self._lanes.draft is not None
+        draftless = decoder in [DECODERS[method] for method in DRAFTLESS]
+        drafting = not draftless and self._lanes.draft is not None
         overlap = drafting and overlap
         lanes = Lanes(self._lanes.target, placement=self.placement, tunings=self._lanes.tunings)
         if drafting and self._lanes.draft is not None:
@@ -478,7 +487,7 @@ class LLM:
             try:
                 for _, call in opened:
                     call.result()
-                decode = decoder if drafting else autoregressive
+                decode = decoder if drafting or draftless else autoregressive
                 yield from decode(sequence, lanes, options)
             except LaneError as error:
                 if lanes.draft is None or error.lane != lanes.draft.name:

@@ -2,17 +2,22 @@
 
 from specbranch.decoders.autoregressive import autoregressive
 from specbranch.decoders.base import Decoder, Lanes
+from specbranch.decoders.lookup import lookup
 from specbranch.decoders.specbranch import specbranch
 from specbranch.decoders.speculative import speculative
 from specbranch.options import DecodingOptions
 
 DECODERS: dict[str, Decoder] = {
     "autoregressive": autoregressive,
+    "lookup": lookup,
     "speculative": speculative,
     "specbranch": specbranch,
 }
 
+# Methods of the target alone.
+DRAFTLESS = {"autoregressive", "lookup"}
+
 # Methods that have both lanes work at the same time.
 OVERLAPPING = {"specbranch"}
 
-__all__ = ["DECODERS", "OVERLAPPING", "Decoder", "DecodingOptions", "Lanes"]
+__all__ = ["DECODERS", "DRAFTLESS", "OVERLAPPING", "Decoder", "DecodingOptions", "Lanes"]

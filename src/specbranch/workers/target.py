@@ -82,7 +82,8 @@ class TargetWorker(Worker):
 
         Args:
             chain: draft tokens that continue the committed text; empty for plain decoding.
-            log_q: the draft's log-probabilities ``[n, vocabulary]`` for the rejection rule.
+            log_q: the draft's log-probabilities ``[n, vocabulary]`` for the rejection rule. Without
+                them the chain has to match what the target chooses, which is lossless for any.
         """
         text = self._texts[sequence]
         out = self._runner.run(sequence, [text.tokens[-1], *chain], text.layers)
@@ -91,10 +92,9 @@ class TargetWorker(Worker):
         position = len(text.tokens)
         contexts = [text.tokens + chain[:i] for i in range(len(chain) + 1)]
         log_p = warp(logits, contexts, text.processors)
-        if text.params.greedy or text.params.acceptance == "coupled" or not chain:
+        if log_q is None:
             accepted, token = verify_matching(chain, log_p, text.chooser, position)
         else:
-            assert log_q is not None
             log_q = log_q.to(log_p.device)
             accepted, token = verify_rejection(chain, log_p, log_q, text.chooser, position)
         text.tokens += [*chain[:accepted], token]
