@@ -4,8 +4,12 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.distributions import Categorical
 
 from specbranch.decoders import DECODERS, DecodingOptions
+from specbranch.decoders.adaedl import Threshold
 from specbranch.metrics import Fates, Metrics, Round
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason, Origin, Sequence
@@ -63,6 +67,47 @@ def test_speculative_rollback_and_bonus():
     assert done.text.tokens == [1, 2, 3, 4, 5, 6, 7]
     assert done.rounds[-1].fates == Fates()
     assert done.text.finish_reason == FinishReason.LENGTH
+
+
+def test_adaedl_stops_where_the_draft_hesitates():
+    # After 1 2 the draft is flat, an entropy of log 10: a bound of 0.32, and λ starts at 0.5.
+    flat = {(0, 1, 2): [0.0] * VOCABULARY, (0, 1, 2, 3): [0.0] * VOCABULARY}
+    target, draft = text(1, 2, 3, 4, 5, 6), text(1, 2) | flat
+    done = run("adaedl", target, draft, 6, gamma=5)
+    first, second = done.rounds[:2]
+    assert (first.chain, first.tokens, first.outcome) == (2, [1, 2, 3], "end")
+    # The first token is drafted from anything; the flat row's likeliest is token 0.
+    assert (second.tokens, second.outcome) == ([4], "rollback")
+    assert second.fates.rolled_back == second.chain >= 1
+    assert run("speculative", target, draft, 6, gamma=5).rounds[0].chain == 5
+
+
+def test_adaedl_follows_the_acceptance():
+    threshold = Threshold(most=4)
+    # Half accepted: acceptance 0.9 → 0.5 · 0.9 + 0.5 · 0.5 = 0.7 < 0.9, so λ rises by 0.1 · 0.01.
+    threshold.saw(drafted=4, accepted=2)
+    assert (threshold.acceptance, threshold.value) == pytest.approx((0.7, 0.501))
+    for _ in range(4):  # 0.85, 0.925, 0.9625, …: λ rises once more, then full drafts leave it alone
+        threshold.saw(drafted=4, accepted=4)
+    assert threshold.value == pytest.approx(0.502)
+    threshold.saw(drafted=2, accepted=2)  # all of a short draft: it may be longer
+    assert threshold.value == pytest.approx(0.501)
+    for _ in range(2000):
+        threshold.saw(drafted=4, accepted=0)
+    assert threshold.value == 1
+    assert threshold.rule().entropy == 0
+
+
+@given(
+    value=st.floats(0, 1),
+    logits=st.lists(st.floats(-20, 20), min_size=2, max_size=8),
+)
+def test_adaedl_rule_is_the_papers_bound(value, logits):
+    log_q = torch.tensor(logits).log_softmax(-1)
+    entropy = Categorical(logits=log_q.double()).entropy().item()
+    bound = 1 - (0.2 * entropy) ** 0.5
+    assume(abs(bound - value) > 1e-4)
+    assert Threshold(most=5, value=value).rule().ends_before(log_q) == (bound < value)
 
 
 def test_lookup_takes_what_followed_the_longest_ngram():

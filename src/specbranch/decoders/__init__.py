@@ -1,5 +1,6 @@
 """Decoding methods: each a loop of rounds over two lanes, one file a method."""
 
+from specbranch.decoders.adaedl import adaedl
 from specbranch.decoders.autoregressive import autoregressive
 from specbranch.decoders.base import Decoder, Lanes
 from specbranch.decoders.lookup import lookup
@@ -11,6 +12,7 @@ DECODERS: dict[str, Decoder] = {
     "autoregressive": autoregressive,
     "lookup": lookup,
     "speculative": speculative,
+    "adaedl": adaedl,
     "specbranch": specbranch,
 }
 

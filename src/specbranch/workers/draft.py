@@ -150,6 +150,8 @@ class DraftWorker(Worker):
             if rule.kept(confidences, acceptance) < len(confidences):
                 break
             token, row = self._choose(text, logits, text.tokens)
+            if chain.log_q and rule.ends_before(row):
+                break
             chain.confidences = confidences
             chain.log_q.append(row)
             text.tokens.append(token)
