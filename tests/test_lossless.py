@@ -91,8 +91,10 @@ def test_a_draft_equal_to_the_target_is_always_accepted(method):
     options = DecodingOptions(gamma=4, epsilon=0.0)
     done = decode(method, target, target, VOCABULARY, params, options)
     assert done.metrics.rollback_rate == 0
-    # Five tokens a call: four drafted and the target's own, or the surviving candidate.
-    assert done.metrics.mean_accepted_length == pytest.approx(5, abs=0.5)
+    # Five tokens a call: four drafted and the target's own, or the surviving candidate. That is
+    # one of the four in PEARL.
+    expected = 4 if method == "pearl" else 5
+    assert done.metrics.mean_accepted_length == pytest.approx(expected, abs=0.5)
 
 
 @pytest.mark.parametrize("method", WITH_DRAFT)

@@ -74,6 +74,9 @@ def exact_distribution(target, vocabulary, length, temperature):
         ("speculative", 3, 1, 0.0, 4, 2, "point"),
         ("adaedl", 3, 1, 0.0, 4, 2, "point"),
         ("adaedl", 2, 1, 0.0, 3, 3, "point"),
+        ("pearl", 1, 1, 0.0, 3, 3, "point"),
+        ("pearl", 2, 1, 0.0, 4, 2, "point"),
+        ("pearl", 3, 1, 0.0, 4, 2, "point"),
         ("specbranch", 1, 1, 0.0, 3, 3, "point"),
         ("specbranch", 2, 2, 0.0, 3, 3, "point"),
         ("specbranch", 2, 3, 0.5, 3, 3, "point"),
@@ -112,7 +115,7 @@ def chi_square_99_9(degrees: int) -> float:
     return degrees * (1 - 2 / (9 * degrees) + 3.0902 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
-@pytest.mark.parametrize("method", ["lookup", "speculative", "adaedl", "specbranch"])
+@pytest.mark.parametrize("method", ["lookup", "speculative", "adaedl", "pearl", "specbranch"])
 @pytest.mark.parametrize("acceptance", ["rejection", "coupled"])
 def test_seeded_sampling_has_the_targets_distribution(method, acceptance):
     """Error rate: a correct sampler fails one set of seeds in a thousand; these seeds are fixed."""

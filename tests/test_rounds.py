@@ -110,6 +110,37 @@ def test_adaedl_rule_is_the_papers_bound(value, logits):
     assert Threshold(most=5, value=value).rule().ends_before(log_q) == (bound < value)
 
 
+def test_pearl_verifies_before_and_after():
+    target = text(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    # The draft is right up to 5, and again after 6.
+    draft = text(1, 2, 3, 4, 5) | {(0, 1, 2, 3, 4, 5): after(7), (0, 1, 2, 3, 4, 5, 6): after(7)}
+    done = run("pearl", target, draft, 12, gamma=3)
+    first, second, third, fourth = done.rounds[:4]
+    # Pre-verify: the target says 1, and the draft has 1 2 3.
+    assert (first.chain, first.branch_tokens, first.tokens) == (0, 3, [1])
+    assert (first.outcome, first.origins) == ("hit", [Origin.BRANCH])
+    assert first.fates == Fates(accepted=1)
+    # Post-verify: 2 3 while 4 5 7 is drafted, of which 4 is known to be right.
+    assert (second.chain, second.branch_tokens, second.tokens) == (2, 3, [2, 3, 4])
+    assert second.origins == [Origin.CHAIN, Origin.CHAIN, Origin.BRANCH]
+    assert second.fates == Fates(accepted=3)
+    # Post-verify: of 5 7 the second is wrong, and 9 9 9 was drafted after it.
+    assert (third.outcome, third.tokens) == ("rollback", [5, 6])
+    assert third.fates == Fates(accepted=1, rolled_back=1 + 3)
+    # Pre-verify again.
+    assert (fourth.chain, fourth.tokens, fourth.outcome) == (0, [7], "hit")
+    assert not any(r.draft_stage or r.drafting for r in done.rounds)
+    assert done.metrics.fates.total == done.drafted
+
+
+def test_pearl_loses_one_verification_to_a_wrong_first_token():
+    done = run("pearl", text(1, 2, 3), text(5), 3, gamma=4)
+    assert [r.tokens for r in done.rounds] == [[1], [2], [3]]
+    # 5 9 and 9 9: no more than two and one tokens were left to draft beside the target's own.
+    assert [r.outcome for r in done.rounds] == ["miss", "miss", "end"]
+    assert done.metrics.fates == Fates(rolled_back=done.drafted)
+
+
 def test_lookup_takes_what_followed_the_longest_ngram():
     # Three tokens of the end stand at the start of the prompt; of two, the latest was otherwise.
     prompt = (1, 2, 3, 4, 5, 2, 3, 7, 1, 2, 3)

@@ -29,6 +29,7 @@ from specbranch.decoders import (
     Lanes,
 )
 from specbranch.decoders.autoregressive import autoregressive
+from specbranch.decoders.specbranch import specbranch
 from specbranch.errors import InputError, LaneError
 from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Lane, Worker
@@ -86,8 +87,8 @@ class LLM:
     Args:
         target: name of a bundled model, folder, or name on the Hugging Face hub.
         draft: likewise; None leaves only the methods of the target alone.
-        method: default decoding method: `specbranch`, `speculative`, `adaedl`; or, of the target
-            alone, `lookup` or `autoregressive`.
+        method: default decoding method: `specbranch`, `pearl`, `speculative`, `adaedl`; or, of the
+            target alone, `lookup` or `autoregressive`.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
         epsilon: ε, draft confidence below which a position is uncertain; `auto` weighs chances
             against time instead.
@@ -480,7 +481,7 @@ class LLM:
             sequence.stop_ids,
             options.branch_tokens,
             self.width,
-            signals=drafting and overlap and options.hrad,
+            signals=decoder is specbranch and drafting and options.hrad,
         )
         opened = [(lane, lane.submit("open", sequence.id, opening)) for lane in lanes.all()]
         try:

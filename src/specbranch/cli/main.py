@@ -82,7 +82,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(
         "--method",
-        help="specbranch (default), speculative, adaedl; without a draft: lookup, autoregressive",
+        help="specbranch (default), pearl, speculative, adaedl; without a draft: lookup, "
+        "autoregressive",
     )
     add(
         "--gamma",

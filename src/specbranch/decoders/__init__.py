@@ -4,6 +4,7 @@ from specbranch.decoders.adaedl import adaedl
 from specbranch.decoders.autoregressive import autoregressive
 from specbranch.decoders.base import Decoder, Lanes
 from specbranch.decoders.lookup import lookup
+from specbranch.decoders.pearl import pearl
 from specbranch.decoders.specbranch import specbranch
 from specbranch.decoders.speculative import speculative
 from specbranch.options import DecodingOptions
@@ -13,6 +14,7 @@ DECODERS: dict[str, Decoder] = {
     "lookup": lookup,
     "speculative": speculative,
     "adaedl": adaedl,
+    "pearl": pearl,
     "specbranch": specbranch,
 }
 
@@ -20,6 +22,6 @@ DECODERS: dict[str, Decoder] = {
 DRAFTLESS = {"autoregressive", "lookup"}
 
 # Methods that have both lanes work at the same time.
-OVERLAPPING = {"specbranch"}
+OVERLAPPING = {"pearl", "specbranch"}
 
 __all__ = ["DECODERS", "DRAFTLESS", "OVERLAPPING", "Decoder", "DecodingOptions", "Lanes"]

@@ -243,6 +243,8 @@ class DraftWorker(Worker):
         self._runner.rewind(sequence, min(resolution.length, self._runner.length(sequence)))
         text.logits = {n: row for n, row in text.logits.items() if n == resolution.length}
         text.tokens += resolution.tokens
+        if resolution.tokens:  # the old chain ends before them
+            text.chain = Drafted(len(text.tokens))
 
     def _learn(self, chain: Drafted, accepted: int) -> None:
         """Take in how far a chain was accepted: what follows a rejected token was not tested."""
