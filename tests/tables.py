@@ -18,7 +18,7 @@ from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions, Lanes
 from specbranch.hrad.signal import Keep, Signal
 from specbranch.lanes.inline import InlineLane
 from specbranch.metrics import Metrics, Round
-from specbranch.models.runner import Output
+from specbranch.models.runner import Aside, Output
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import Sequence as Text
 from specbranch.tuning import Tuning
@@ -76,17 +76,29 @@ class TableRunner:
     def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
         self._states[sequence].trunk += tokens
 
-    def run(self, sequence: int, tokens: Sequence[int], layers: int = 0) -> Output:
+    def run(
+        self,
+        sequence: int,
+        tokens: Sequence[int],
+        layers: int = 0,
+        asides: Sequence[Aside] = (),
+    ) -> Output:
         assert tokens
         self.forwards += 1
         self.tokens_run += len(tokens)
         state = self._states[sequence]
         state.branches.clear()
         rows = []
+        seen = (*state.trunk, tokens[0])
         for token in tokens:
             state.trunk.append(token)
             rows.append(self._table(tuple(state.trunk)))
-        return Output(torch.stack(rows))
+        beside = []
+        for aside in asides:
+            path = [asides[i].token for i in aside.sees] + [aside.token]
+            assert aside.position == len(seen) + len(path) - 1
+            beside.append(self._table((*seen, *path)))
+        return Output(torch.stack(rows), asides=torch.stack(beside) if beside else None)
 
     def rewind(self, sequence: int, length: int) -> None:
         state = self._states[sequence]
@@ -141,8 +153,14 @@ class MoodyTarget(TargetWorker):
         super().__init__(runner)  # type: ignore[arg-type]
         self._random = random.Random(seed)
 
-    def verify(self, sequence: int, chain: list[int], log_q: Tensor | None = None) -> Verification:
-        done = super().verify(sequence, chain, log_q)
+    def verify(
+        self,
+        sequence: int,
+        chain: list[int],
+        log_q: Tensor | None = None,
+        asides: Sequence[Aside] = (),
+    ) -> Verification:
+        done = super().verify(sequence, chain, log_q, asides)
         offsets = tuple(self._random.uniform(-3, 3) for _ in range(4))
         return replace(done, signal=Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4))
 

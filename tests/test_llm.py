@@ -88,10 +88,11 @@ def test_a_text_as_long_as_the_model_allows():
         assert texts[1:] == texts[:1] * (len(texts) - 1)
 
 
-def test_lookup_needs_no_draft():
-    with LLM(draft=None, method="lookup", lanes="inline") as llm:
+@pytest.mark.parametrize("method", ["lookup", "lookahead"])
+def test_drafting_without_a_draft(method):
+    with LLM(draft=None, method=method, lanes="inline") as llm:
         assert llm.draft is None
-        prompt, params = "one two three one two three one two", SamplingParams(max_tokens=24)
+        prompt, params = "one two three one two three one two", SamplingParams(max_tokens=40)
         plain = llm.generate(prompt, params, method="autoregressive")[0]
         found = llm.generate(prompt, params)[0]
     assert found.outputs[0].token_ids == plain.outputs[0].token_ids

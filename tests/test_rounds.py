@@ -10,7 +10,9 @@ from torch.distributions import Categorical
 
 from specbranch.decoders import DECODERS, DecodingOptions
 from specbranch.decoders.adaedl import Threshold
+from specbranch.decoders.lookahead import Window
 from specbranch.metrics import Fates, Metrics, Round
+from specbranch.models.runner import Aside
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason, Origin, Sequence
 from tests.tables import Table, decode
@@ -157,6 +159,33 @@ def test_lookup_takes_what_followed_the_longest_ngram():
     # 9 9 9: the loop is found as soon as it repeats, and goes on with itself.
     assert [done.chain for done in done.rounds[2:]] == [0, 2]
     assert done.metrics.fates == Fates(accepted=4, rolled_back=1)
+
+
+def test_lookahead_finds_the_targets_ngrams():
+    def counting(context):
+        return torch.nn.functional.one_hot(torch.tensor((context[-1] + 1) % 6), VOCABULARY) * 20.0
+
+    params = SamplingParams(max_tokens=14)
+    done = decode("lookahead", counting, counting, VOCABULARY, params)
+    assert done.text.tokens == [1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2]
+    # The window begins as 0 0 0 0 of the prompt; 1 1 1 1 and 2 2 2 2 follow, and in the third round
+    # 0 1 2 3 is known, then 1 2 3 4, and so on. In the seventh a text of 0 … 5 comes to 0 again.
+    assert [(r.chain, r.accepted) for r in done.rounds] == [(0, 0)] * 6 + [(3, 3)] * 2
+    assert done.metrics.fates == Fates(accepted=6)
+
+
+def test_the_window_is_run_in_the_order_it_is_seen():
+    window = Window([[1, 2, 3, 4], [5, 6, 7, 8]])
+    asides = window.asides(length=10)
+    # Under the third column: 7 follows 3, which follows 1 2.
+    assert asides[2] == Aside(3, 12, [0, 1])
+    assert asides[6] == Aside(7, 13, [0, 1, 2])
+    window.saw([9, 9, 9, 9])
+    assert window.ngrams == {}
+    assert window.asides(10)[10] == Aside(9, 14, [0, 1, 2, 6])
+    window.saw([0, 0, 0, 0])
+    assert window.ngrams == {1: [5, 9, 0], 2: [6, 9, 0], 3: [7, 9, 0], 4: [8, 9, 0]}
+    assert window.rows == [[5, 6, 7, 8], [9, 9, 9, 9], [0, 0, 0, 0]]
 
 
 def test_specbranch_survivor_continues_without_a_draft_stage():

@@ -99,8 +99,8 @@ def generate(
         stopping_criteria: asked after every token, with ids ``[1, length]`` and scores None.
         generation_config: the prepared one; greedy or sampling, ``num_return_sequences`` included.
         draft_model: a smaller causal LM with the target's tokenizer.
-        method: `specbranch`, `pearl`, `speculative`, `adaedl`; or `lookup` or `autoregressive`,
-            which need no draft.
+        method: `specbranch`, `pearl`, `speculative`, `adaedl`; or `lookup`, `lookahead` or
+            `autoregressive`, which need no draft.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the models' speed.
         epsilon: ε, draft confidence below which a position is uncertain.
         k_max: most branches at a branch point.

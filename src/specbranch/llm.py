@@ -88,7 +88,7 @@ class LLM:
         target: name of a bundled model, folder, or name on the Hugging Face hub.
         draft: likewise; None leaves only the methods of the target alone.
         method: default decoding method: `specbranch`, `pearl`, `speculative`, `adaedl`; or, of the
-            target alone, `lookup` or `autoregressive`.
+            target alone, `lookup`, `lookahead` or `autoregressive`.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
         epsilon: ε, draft confidence below which a position is uncertain; `auto` weighs chances
             against time instead.

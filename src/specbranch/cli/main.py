@@ -83,7 +83,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         help="specbranch (default), pearl, speculative, adaedl; without a draft: lookup, "
-        "autoregressive",
+        "lookahead, autoregressive",
     )
     add(
         "--gamma",

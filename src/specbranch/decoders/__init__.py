@@ -3,6 +3,7 @@
 from specbranch.decoders.adaedl import adaedl
 from specbranch.decoders.autoregressive import autoregressive
 from specbranch.decoders.base import Decoder, Lanes
+from specbranch.decoders.lookahead import lookahead
 from specbranch.decoders.lookup import lookup
 from specbranch.decoders.pearl import pearl
 from specbranch.decoders.specbranch import specbranch
@@ -12,6 +13,7 @@ from specbranch.options import DecodingOptions
 DECODERS: dict[str, Decoder] = {
     "autoregressive": autoregressive,
     "lookup": lookup,
+    "lookahead": lookahead,
     "speculative": speculative,
     "adaedl": adaedl,
     "pearl": pearl,
@@ -19,7 +21,7 @@ DECODERS: dict[str, Decoder] = {
 }
 
 # Methods of the target alone.
-DRAFTLESS = {"autoregressive", "lookup"}
+DRAFTLESS = {"autoregressive", "lookup", "lookahead"}
 
 # Methods that have both lanes work at the same time.
 OVERLAPPING = {"pearl", "specbranch"}
