@@ -14,11 +14,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from specbranch.decoders import DECODERS, DecodingOptions, Lanes
+from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions, Lanes
 from specbranch.hrad.signal import Keep, Signal
 from specbranch.lanes.inline import InlineLane
 from specbranch.metrics import Metrics, Round
-from specbranch.models.runner import Output
+from specbranch.models.runner import Aside, Output
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import Sequence as Text
 from specbranch.tuning import Tuning
@@ -62,6 +62,7 @@ class TableRunner:
         self._states: dict[int, State] = {}
         self.positions = capacity
         self.forwards = 0
+        self.tokens_run = 0
 
     def open(self, sequence: int, capacity: int, width: object = None) -> None:
         self._states[sequence] = State()
@@ -75,16 +76,29 @@ class TableRunner:
     def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
         self._states[sequence].trunk += tokens
 
-    def run(self, sequence: int, tokens: Sequence[int], layers: int = 0) -> Output:
+    def run(
+        self,
+        sequence: int,
+        tokens: Sequence[int],
+        layers: int = 0,
+        asides: Sequence[Aside] = (),
+    ) -> Output:
         assert tokens
         self.forwards += 1
+        self.tokens_run += len(tokens)
         state = self._states[sequence]
         state.branches.clear()
         rows = []
+        seen = (*state.trunk, tokens[0])
         for token in tokens:
             state.trunk.append(token)
             rows.append(self._table(tuple(state.trunk)))
-        return Output(torch.stack(rows))
+        beside = []
+        for aside in asides:
+            path = [asides[i].token for i in aside.sees] + [aside.token]
+            assert aside.position == len(seen) + len(path) - 1
+            beside.append(self._table((*seen, *path)))
+        return Output(torch.stack(rows), asides=torch.stack(beside) if beside else None)
 
     def rewind(self, sequence: int, length: int) -> None:
         state = self._states[sequence]
@@ -144,9 +158,10 @@ class MoodyTarget(TargetWorker):
         sequence: int,
         chain: list[int],
         log_q: Tensor | None = None,
+        asides: Sequence[Aside] = (),
         confidences: Sequence[float] = (),
     ) -> Verification:
-        done = super().verify(sequence, chain, log_q, confidences)
+        done = super().verify(sequence, chain, log_q, asides, confidences)
         offsets = tuple(self._random.uniform(-3, 3) for _ in range(4))
         return replace(done, signal=Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4))
 
@@ -188,7 +203,9 @@ def decode(
 ) -> Decoded:
     """Run one decoding method over inline lanes; the draft lane gives its own count of tokens.
 
-    It always drafts, also where plain decoding would be faster.
+    Methods of the target alone get no other lane: what they draft is what the target is given
+    besides the last committed token. The others always draft, also where plain decoding would be
+    faster.
 
     Args:
         whims: a seed of when branch stages are stopped, what the predictor says, and when drafting
@@ -201,10 +218,11 @@ def decode(
         verifier, drafter = TargetWorker(ours), DraftWorker(theirs)  # type: ignore[arg-type]
     else:
         verifier, drafter = MoodyTarget(ours, whims), ImpatientDraft(theirs, whims)
-    lanes = Lanes(InlineLane(lambda: verifier, "target"), InlineLane(lambda: drafter, "draft"))
+    lanes = Lanes(InlineLane(lambda: verifier, "target"))
+    if method not in DRAFTLESS:
+        lanes.draft = InlineLane(lambda: drafter, "draft")
     if whims is not None:
         lanes.tunings[options] = WhimsicalTuning(options, whims)
-    assert lanes.draft is not None
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
     most = len(prompt) + params.max_tokens
     opening = Opening(list(prompt), params, most, vocabulary, stop_ids)
@@ -214,4 +232,6 @@ def decode(
     metrics = Metrics()
     for done in rounds:
         metrics.add(done)
+    if lanes.draft is None:
+        return Decoded(text, rounds, metrics, ours.tokens_run - ours.forwards)
     return Decoded(text, rounds, metrics, lanes.draft.submit("close", text.id).result())

@@ -297,6 +297,8 @@ def test_sampled_text_depends_on_the_seed_alone(target: Model, drafts: Drafts) -
         found = set()
         ways: list[tuple[Model | None, dict[str, Any]]] = [
             (None, {"method": "autoregressive"}),
+            (None, {"method": "lookup"}),
+            (None, {"method": "lookahead"}),
             (drafts["similar"], {"method": "speculative", "gamma": 2}),
             *((draft, {}) for draft in drafts.values()),
         ]

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbranch.decoders import DECODERS, DecodingOptions
+from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions
 from specbranch.sampling import SamplingParams
 from tests.tables import decode, imitation, random_table
 
 VOCABULARY = 11
 SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
+WITH_DRAFT = sorted(set(DECODERS) - DRAFTLESS)
 
 options = st.builds(
     DecodingOptions,
@@ -83,18 +84,21 @@ def test_every_drafted_token_has_one_fate(
     assert done.metrics.fates.accepted + own == len(done.text.tokens) == done.metrics.committed
 
 
-@pytest.mark.parametrize("method", SPECULATIVE)
+@pytest.mark.parametrize("method", WITH_DRAFT)
 def test_a_draft_equal_to_the_target_is_always_accepted(method):
     target = random_table(3, VOCABULARY)
-    params = SamplingParams(max_tokens=60, temperature=1.0, seed=4)
+    # Cold enough for AdaEDL, which stops at high entropy.
+    params = SamplingParams(max_tokens=60, temperature=0.3, seed=4)
     options = DecodingOptions(gamma=4, epsilon=0.0)
     done = decode(method, target, target, VOCABULARY, params, options)
     assert done.metrics.rollback_rate == 0
-    # Five tokens a call: four drafted and the target's own, or the surviving candidate.
-    assert done.metrics.mean_accepted_length == pytest.approx(5, abs=0.5)
+    # Five tokens a call: four drafted and the target's own, or the surviving candidate. That is
+    # one of the four in PEARL.
+    expected = 4 if method == "pearl" else 5
+    assert done.metrics.mean_accepted_length == pytest.approx(expected, abs=0.5)
 
 
-@pytest.mark.parametrize("method", SPECULATIVE)
+@pytest.mark.parametrize("method", WITH_DRAFT)
 @pytest.mark.parametrize("size", [7, 14])
 def test_the_draft_may_pad_its_vocabulary_otherwise(method, size):
     target = random_table(9, VOCABULARY)

@@ -4,9 +4,15 @@ from itertools import product
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.distributions import Categorical
 
-from specbranch.decoders import DecodingOptions
+from specbranch.decoders import DECODERS, DecodingOptions
+from specbranch.decoders.adaedl import Threshold
+from specbranch.decoders.lookahead import Window
 from specbranch.metrics import Fates, Metrics, Round
+from specbranch.models.runner import Aside
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason, Origin, Sequence
 from tests.tables import Table, decode
@@ -63,6 +69,123 @@ def test_speculative_rollback_and_bonus():
     assert done.text.tokens == [1, 2, 3, 4, 5, 6, 7]
     assert done.rounds[-1].fates == Fates()
     assert done.text.finish_reason == FinishReason.LENGTH
+
+
+def test_adaedl_stops_where_the_draft_hesitates():
+    # After 1 2 the draft is flat, an entropy of log 10: a bound of 0.32, and λ starts at 0.5.
+    flat = {(0, 1, 2): [0.0] * VOCABULARY, (0, 1, 2, 3): [0.0] * VOCABULARY}
+    target, draft = text(1, 2, 3, 4, 5, 6), text(1, 2) | flat
+    done = run("adaedl", target, draft, 6, gamma=5)
+    first, second = done.rounds[:2]
+    assert (first.chain, first.tokens, first.outcome) == (2, [1, 2, 3], "end")
+    # The first token is drafted from anything; the flat row's likeliest is token 0.
+    assert (second.tokens, second.outcome) == ([4], "rollback")
+    assert second.fates.rolled_back == second.chain >= 1
+    assert run("speculative", target, draft, 6, gamma=5).rounds[0].chain == 5
+
+
+def test_adaedl_follows_the_acceptance():
+    threshold = Threshold(most=4)
+    # Half accepted: acceptance 0.9 → 0.5 · 0.9 + 0.5 · 0.5 = 0.7 < 0.9, so λ rises by 0.1 · 0.01.
+    threshold.saw(drafted=4, accepted=2)
+    assert (threshold.acceptance, threshold.value) == pytest.approx((0.7, 0.501))
+    for _ in range(4):  # 0.85, 0.925, 0.9625, …: λ rises once more, then full drafts leave it alone
+        threshold.saw(drafted=4, accepted=4)
+    assert threshold.value == pytest.approx(0.502)
+    threshold.saw(drafted=2, accepted=2)  # all of a short draft: it may be longer
+    assert threshold.value == pytest.approx(0.501)
+    for _ in range(2000):
+        threshold.saw(drafted=4, accepted=0)
+    assert threshold.value == 1
+    assert threshold.rule().entropy == 0
+
+
+@given(
+    value=st.floats(0, 1),
+    logits=st.lists(st.floats(-20, 20), min_size=2, max_size=8),
+)
+def test_adaedl_rule_is_the_papers_bound(value, logits):
+    log_q = torch.tensor(logits).log_softmax(-1)
+    entropy = Categorical(logits=log_q.double()).entropy().item()
+    bound = 1 - (0.2 * entropy) ** 0.5
+    assume(abs(bound - value) > 1e-4)
+    assert Threshold(most=5, value=value).rule().ends_before(log_q) == (bound < value)
+
+
+def test_pearl_verifies_before_and_after():
+    target = text(1, 2, 3, 4, 5, 6, 7, 8, 9)
+    # The draft is right up to 5, and again after 6.
+    draft = text(1, 2, 3, 4, 5) | {(0, 1, 2, 3, 4, 5): after(7), (0, 1, 2, 3, 4, 5, 6): after(7)}
+    done = run("pearl", target, draft, 12, gamma=3)
+    first, second, third, fourth = done.rounds[:4]
+    # Pre-verify: the target says 1, and the draft has 1 2 3.
+    assert (first.chain, first.branch_tokens, first.tokens) == (0, 3, [1])
+    assert (first.outcome, first.origins) == ("hit", [Origin.BRANCH])
+    assert first.fates == Fates(accepted=1)
+    # Post-verify: 2 3 while 4 5 7 is drafted, of which 4 is known to be right.
+    assert (second.chain, second.branch_tokens, second.tokens) == (2, 3, [2, 3, 4])
+    assert second.origins == [Origin.CHAIN, Origin.CHAIN, Origin.BRANCH]
+    assert second.fates == Fates(accepted=3)
+    # Post-verify: of 5 7 the second is wrong, and 9 9 9 was drafted after it.
+    assert (third.outcome, third.tokens) == ("rollback", [5, 6])
+    assert third.fates == Fates(accepted=1, rolled_back=1 + 3)
+    # Pre-verify again.
+    assert (fourth.chain, fourth.tokens, fourth.outcome) == (0, [7], "hit")
+    assert not any(r.draft_stage or r.drafting for r in done.rounds)
+    assert done.metrics.fates.total == done.drafted
+
+
+def test_pearl_loses_one_verification_to_a_wrong_first_token():
+    done = run("pearl", text(1, 2, 3), text(5), 3, gamma=4)
+    assert [r.tokens for r in done.rounds] == [[1], [2], [3]]
+    # 5 9 and 9 9: no more than two and one tokens were left to draft beside the target's own.
+    assert [r.outcome for r in done.rounds] == ["miss", "miss", "end"]
+    assert done.metrics.fates == Fates(rolled_back=done.drafted)
+
+
+def test_lookup_takes_what_followed_the_longest_ngram():
+    # Three tokens of the end stand at the start of the prompt; of two, the latest was otherwise.
+    prompt = (1, 2, 3, 4, 5, 2, 3, 7, 1, 2, 3)
+    words = {prompt: after(4), (*prompt, 4): after(5), (*prompt, 4, 5): after(6)}
+    done = run("lookup", words, {}, 8, gamma=3, prompt=prompt)
+    first, second = done.rounds[:2]
+    assert first.tokens == [4, 5, 6]
+    assert first.origins == [Origin.CHAIN, Origin.CHAIN, Origin.TARGET]
+    assert first.outcome == "rollback"
+    assert first.fates == Fates(accepted=2, rolled_back=1)
+    assert first.drafting is None and not first.draft_stage
+    # Nothing follows the only 6 so far.
+    assert (second.chain, second.fates, second.tokens) == (0, Fates(), [9])
+    # 9 9 9: the loop is found as soon as it repeats, and goes on with itself.
+    assert [done.chain for done in done.rounds[2:]] == [0, 2]
+    assert done.metrics.fates == Fates(accepted=4, rolled_back=1)
+
+
+def test_lookahead_finds_the_targets_ngrams():
+    def counting(context):
+        return torch.nn.functional.one_hot(torch.tensor((context[-1] + 1) % 6), VOCABULARY) * 20.0
+
+    params = SamplingParams(max_tokens=14)
+    done = decode("lookahead", counting, counting, VOCABULARY, params)
+    assert done.text.tokens == [1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 1, 2]
+    # The window begins as 0 0 0 0 of the prompt; 1 1 1 1 and 2 2 2 2 follow, and in the third round
+    # 0 1 2 3 is known, then 1 2 3 4, and so on. In the seventh a text of 0 … 5 comes to 0 again.
+    assert [(r.chain, r.accepted) for r in done.rounds] == [(0, 0)] * 6 + [(3, 3)] * 2
+    assert done.metrics.fates == Fates(accepted=6)
+
+
+def test_the_window_is_run_in_the_order_it_is_seen():
+    window = Window([[1, 2, 3, 4], [5, 6, 7, 8]])
+    asides = window.asides(length=10)
+    # Under the third column: 7 follows 3, which follows 1 2.
+    assert asides[2] == Aside(3, 12, [0, 1])
+    assert asides[6] == Aside(7, 13, [0, 1, 2])
+    window.saw([9, 9, 9, 9])
+    assert window.ngrams == {}
+    assert window.asides(10)[10] == Aside(9, 14, [0, 1, 2, 6])
+    window.saw([0, 0, 0, 0])
+    assert window.ngrams == {1: [5, 9, 0], 2: [6, 9, 0], 3: [7, 9, 0], 4: [8, 9, 0]}
+    assert window.rows == [[5, 6, 7, 8], [9, 9, 9, 9], [0, 0, 0, 0]]
 
 
 def test_specbranch_survivor_continues_without_a_draft_stage():
@@ -152,7 +275,7 @@ def test_specbranch_miss_and_rollback_lose_the_likeliest_branch():
     assert second.fates.rolled_back >= 2
 
 
-@pytest.mark.parametrize("method", ["autoregressive", "speculative", "specbranch"])
+@pytest.mark.parametrize("method", sorted(DECODERS))
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_nothing_after_the_stop_leaks_out(method, stop):
     """The stop falls on every place of a chain and of a branch; drafts run past it."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specbranch.models.runner import CausalRunner
+from specbranch.models.runner import Aside, CausalRunner
 from specbranch.models.selfcheck import invariant_from
 from specbranch.models.slab import SlabLayer
 from specbranch.models.width import NATURAL, Width
@@ -479,3 +479,64 @@ def test_a_reopened_sequence_starts_empty(forked: tuple[CausalRunner, int]) -> N
         runner.step(0, {branch: 3})
     tokens = some_tokens(5, 3)
     assert_close(runner.run(0, tokens).logits, fresh(runner.model, tokens))
+
+
+@pytest.mark.parametrize("width", [NATURAL, FIXED, ALIGNED], ids=str)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_asides_see_their_own_path(architecture: str, attention: str, width: Width) -> None:
+    model = tiny_model(architecture, attn_implementation=attention)
+    runner = CausalRunner(model)
+    text, new, then = some_tokens(9), some_tokens(3, seed=1), some_tokens(2, seed=2)
+    paths = [[5], [5, 6], [5, 7], [5, 7, 8]]
+    asides = [
+        Aside(path[-1], len(text) + len(path), sees)
+        for path, sees in zip(paths, [[], [0], [0], [0, 2]], strict=True)
+    ]
+    runner.open(0, CAPACITY, width)
+    runner.prefill(0, text)
+    out = runner.run(0, new, asides=asides)
+    assert out.asides is not None
+    assert_close(out.asides, fresh_ends(model, [[*text, new[0], *path] for path in paths]))
+    # The trunk knows nothing of them, now and later.
+    trunk = torch.cat([out.logits, runner.run(0, then).logits])
+    assert_close(trunk, fresh(model, [*text, *new, *then])[len(text) :])
+    assert runner.length(0) == len(text) + len(new) + len(then)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_asides_leave_the_logits_bit_identical(architecture: str, dtype: torch.dtype) -> None:
+    model = tiny_model(architecture, dtype=dtype)
+    runner = CausalRunner(model)
+
+    def text(asked: bool) -> tuple[Tensor, set[bool]]:
+        """Logits of a text in runs of three, and whether asides were run with them."""
+        runner.open(0, CAPACITY, FIXED)
+        rows, taken = [], set()
+        for start in range(0, 42, 3):
+            asides = [Aside(9, start + 1, []), Aside(3, start + 2, [0])] if asked else []
+            out = runner.run(0, some_tokens(42)[start : start + 3], asides=asides)
+            rows.append(out.logits)
+            taken.add(out.asides is not None)
+        return torch.cat(rows), taken
+
+    (alone, never), (beside, sometimes) = text(False), text(True)
+    assert torch.equal(alone, beside)
+    # There is no room for them at the end of a block.
+    assert (never, sometimes) == ({False}, {False, True})
+
+
+@pytest.mark.parametrize(
+    ("width", "before", "count"),
+    [(FIXED, 8, 7), (FIXED, 13, 2), (ALIGNED, 13, 2), (NATURAL, CAPACITY - 3, 2)],
+    ids=str,
+)
+def test_asides_without_room_are_left_out(width: Width, before: int, count: int) -> None:
+    """Wider than a forward may be; over the border of a block; beyond the cache's end."""
+    runner = CausalRunner(tiny_model("llama"))
+    runner.open(0, CAPACITY, width)
+    runner.prefill(0, some_tokens(before))
+    asides = [Aside(1, before + 1, []), Aside(2, before + 2, [0])]
+    assert runner.run(0, some_tokens(count), asides=asides).asides is None
+    assert runner.length(0) == before + count

@@ -17,6 +17,11 @@ def confidence(logits: Tensor) -> float:
     return logits.softmax(-1).max().item()
 
 
+def entropy(log_q: Tensor) -> float:
+    """Shannon entropy in nats of the warped draft distribution; float32 ``[vocabulary]``."""
+    return torch.special.entr(log_q.exp()).sum().item()
+
+
 def kept_length(values: Sequence[float], epsilon: float) -> int:
     """How many draft tokens the confidence rule keeps (paper §5, signal s = 1).
 
@@ -39,11 +44,18 @@ class KeepRule:
             acceptance (DESIGN §4).
         reach: least probability that a token is accepted along with those before it, instead.
         signal: of H-RAD, if there is one. Its s decides whether ε counts (paper §5).
+        entropy: most nats of the draft's distribution from which a chain goes on after its first
+            token (AdaEDL); None is no limit.
     """
 
     epsilon: float = 0.0
     reach: float | None = None
     signal: Signal | None = None
+    entropy: float | None = None
+
+    def ends_before(self, log_q: Tensor) -> bool:
+        """Whether no token is drafted from this warped distribution ``[vocabulary]``."""
+        return self.entropy is not None and entropy(log_q) > self.entropy
 
     def kept(self, acceptance: Sequence[float]) -> int:
         """How many tokens to keep.

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, GenerationMode
 
-from specbranch.decoders import DECODERS, DecodingOptions, Lanes
+from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions, Lanes
 from specbranch.errors import InputError
 from specbranch.lanes.inline import InlineLane
 from specbranch.models.loading import check_cache
@@ -99,7 +99,8 @@ def generate(
         stopping_criteria: asked after every token, with ids ``[1, length]`` and scores None.
         generation_config: the prepared one; greedy or sampling, ``num_return_sequences`` included.
         draft_model: a smaller causal LM with the target's tokenizer.
-        method: `specbranch`, `speculative`, or `autoregressive`, which needs no draft.
+        method: `specbranch`, `pearl`, `speculative`, `adaedl`; or `lookup`, `lookahead` or
+            `autoregressive`, which need no draft.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the models' speed.
         epsilon: ε, draft confidence below which a position is uncertain.
         k_max: most branches at a branch point.
@@ -126,7 +127,7 @@ def generate(
     forwards = NATURAL if width is None else Width.fixed(width)
     runner = _runner(model, "the target", forwards)
     drafting = None
-    if draft is not None and method != "autoregressive":
+    if draft is not None and method not in DRAFTLESS:
         drafting = _runner(draft, "the draft")
     _check_request(generation_config, logits_processor, model_kwargs)
     longest = stopping_criteria.max_length or generation_config.max_length
@@ -330,7 +331,7 @@ def _runner(model: PreTrainedModel, name: str, width: Width = NATURAL) -> Causal
 def _check_method(method: str, draft: object) -> None:
     if method not in DECODERS:
         raise InputError(f"unknown method '{method}': use {', '.join(DECODERS)}")
-    if method == "autoregressive":
+    if method in DRAFTLESS:
         return
     if draft is None:
         raise InputError(

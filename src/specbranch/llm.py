@@ -20,8 +20,16 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specbranch.decoders import DECODERS, OVERLAPPING, Decoder, DecodingOptions, Lanes
+from specbranch.decoders import (
+    DECODERS,
+    DRAFTLESS,
+    OVERLAPPING,
+    Decoder,
+    DecodingOptions,
+    Lanes,
+)
 from specbranch.decoders.autoregressive import autoregressive
+from specbranch.decoders.specbranch import specbranch
 from specbranch.errors import InputError, LaneError
 from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Lane, Worker
@@ -55,7 +63,7 @@ def _check_method(method: str | None, has_draft: bool) -> None:
         return
     if method not in DECODERS:
         raise InputError(f"unknown method '{method}': use {', '.join(DECODERS)}")
-    if not has_draft and method != "autoregressive":
+    if not has_draft and method not in DRAFTLESS:
         raise InputError(f"the method '{method}' needs a draft model: give one")
 
 
@@ -80,8 +88,9 @@ class LLM:
 
     Args:
         target: name of a bundled model, folder, or name on the Hugging Face hub.
-        draft: likewise; None leaves only the method `autoregressive`.
-        method: default decoding method: `specbranch`, `speculative` or `autoregressive`.
+        draft: likewise; None leaves only the methods of the target alone.
+        method: default decoding method: `specbranch`, `pearl`, `speculative`, `adaedl`; or, of the
+            target alone, `lookup`, `lookahead` or `autoregressive`.
         gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
         epsilon: ε, a token's chance of acceptance below which a position is uncertain; `auto`
             weighs the chance against time instead.
@@ -460,7 +469,8 @@ class LLM:
         Where the draft lane fails, plain decoding goes on from the last committed token.
         """
         sequence = request.sequence
-        drafting = decoder is not autoregressive and self._lanes.draft is not None
+        draftless = decoder in [DECODERS[method] for method in DRAFTLESS]
+        drafting = not draftless and self._lanes.draft is not None
         overlap = drafting and overlap
         lanes = Lanes(self._lanes.target, placement=self.placement, tunings=self._lanes.tunings)
         if drafting and self._lanes.draft is not None:
@@ -476,14 +486,14 @@ class LLM:
             sequence.stop_ids,
             options.branch_tokens,
             self.width,
-            signals=drafting and overlap and options.hrad,
+            signals=decoder is specbranch and drafting and options.hrad,
         )
         opened = [(lane, lane.submit("open", sequence.id, opening)) for lane in lanes.all()]
         try:
             try:
                 for _, call in opened:
                     call.result()
-                decode = decoder if drafting else autoregressive
+                decode = decoder if drafting or draftless else autoregressive
                 yield from decode(sequence, lanes, options)
             except LaneError as error:
                 if lanes.draft is None or error.lane != lanes.draft.name:

@@ -80,7 +80,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     add = group.add_argument
-    add("--method", help="specbranch (default), speculative, autoregressive")
+    add(
+        "--method",
+        help="specbranch (default), pearl, speculative, adaedl; without a draft: lookup, "
+        "lookahead, autoregressive",
+    )
     add(
         "--gamma",
         type=_number_or_word,

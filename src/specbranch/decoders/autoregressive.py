@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from specbranch.decoders.base import Lanes
+from specbranch.decoders.base import Lanes, commit
 from specbranch.metrics import Round
 from specbranch.options import DecodingOptions
-from specbranch.sequence import Origin, Sequence
+from specbranch.sequence import Sequence
 from specbranch.workers.messages import Verification
 
 
@@ -16,5 +16,6 @@ def autoregressive(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -
     while not sequence.finished:
         verifying = lanes.target.submit("verify", sequence.id, [])
         outcome: Verification = verifying.result()
-        sequence.commit([outcome.token], [Origin.TARGET])
-        yield Round(tokens=[outcome.token], origins=[Origin.TARGET], verification=verifying.span)
+        done = commit(sequence, [], outcome)
+        done.verification = verifying.span
+        yield done

@@ -8,10 +8,11 @@ from typing import Protocol
 
 from specbranch.lanes.base import Lane
 from specbranch.lanes.placement import Placement
-from specbranch.metrics import Round
+from specbranch.metrics import Fates, Round
 from specbranch.options import DecodingOptions
-from specbranch.sequence import Sequence
+from specbranch.sequence import Origin, Sequence
 from specbranch.tuning import Tuning
+from specbranch.workers.messages import Verification
 
 
 @dataclass
@@ -50,3 +51,32 @@ class Decoder(Protocol):
         self, sequence: Sequence, lanes: Lanes, options: DecodingOptions
     ) -> Iterator[Round]:
         """Generate until the sequence is finished, yielding each round when it is committed."""
+
+
+def commit(
+    sequence: Sequence,
+    chain: list[int],
+    outcome: Verification,
+    last: Origin = Origin.TARGET,
+) -> Round:
+    """Commit what a verification made of a chain: its accepted part, and the token after that.
+
+    Args:
+        last: where the token after the chain comes from.
+
+    Returns:
+        The round, without the calls that led to it. Its fates are those of the chain.
+    """
+    accepted = outcome.accepted
+    tokens = [*chain[:accepted], outcome.token]
+    origins = [Origin.CHAIN] * accepted + [last]
+    committed = sequence.commit(tokens, origins)
+    used = min(accepted, committed)  # the text may end within the chain
+    return Round(
+        chain=len(chain),
+        accepted=accepted,
+        outcome="rollback" if accepted < len(chain) else "end",
+        tokens=tokens[:committed],
+        origins=[*origins[:committed]],
+        fates=Fates(accepted=used, rolled_back=len(chain) - accepted, in_flight=accepted - used),
+    )

@@ -54,7 +54,7 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         branching = lanes.draft.submit("branch", sequence.id, resolution, plan)
         confidences = [] if chain.retrieved else chain.confidences
         verifying = lanes.target.submit(
-            "verify", sequence.id, chain.tokens, chain.log_q, confidences
+            "verify", sequence.id, chain.tokens, chain.log_q, (), confidences
         )
         if options.gamma == "auto":
             verifying.result()

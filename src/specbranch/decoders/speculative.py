@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from specbranch.branching import KeepRule
-from specbranch.decoders.base import Lanes
-from specbranch.metrics import Fates, Round
+from specbranch.decoders.base import Lanes, commit
+from specbranch.metrics import Round
 from specbranch.options import DecodingOptions
-from specbranch.sequence import Origin, Sequence
+from specbranch.sequence import Sequence
 from specbranch.workers.messages import Chain, Resolution, Verification
 
 AUTO_GAMMA = 5  # nothing hides the draft's time here: a short chain, as other engines have it
@@ -16,30 +16,30 @@ AUTO_GAMMA = 5  # nothing hides the draft's time here: a short chain, as other e
 
 def speculative(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
     """Draft γ tokens, verify them in one forward, keep what the target accepts and its own next."""
-    assert lanes.draft is not None
     most = AUTO_GAMMA if options.gamma == "auto" else options.gamma
+    return draft_then_verify(sequence, lanes, most, KeepRule)
+
+
+def draft_then_verify(
+    sequence: Sequence, lanes: Lanes, most: int, rule: Callable[[], KeepRule]
+) -> Iterator[Round]:
+    """The loop of SpS, with a say in how long each chain gets.
+
+    Args:
+        most: γ, tokens of the longest draft.
+        rule: asked before each draft when to stop short of that.
+    """
+    assert lanes.draft is not None
     resolution = Resolution(sequence.length)
     while not sequence.finished:
         gamma = min(most, sequence.remaining - 1)
-        drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, KeepRule())
+        drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, rule())
         chain: Chain = drafting.result()
         verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
         outcome: Verification = verifying.result()
 
-        drafted, accepted = len(chain.tokens), outcome.accepted
-        resolution = Resolution(sequence.length + accepted, [outcome.token])
-        tokens = [*chain.tokens[:accepted], outcome.token]
-        origins = [Origin.CHAIN] * accepted + [Origin.TARGET]
-        committed = sequence.commit(tokens, origins)
-        used = min(accepted, committed)
-        yield Round(
-            draft_stage=True,
-            chain=drafted,
-            accepted=accepted,
-            outcome="rollback" if accepted < drafted else "end",
-            tokens=tokens[:committed],
-            origins=[*origins[:committed]],
-            fates=Fates(accepted=used, rolled_back=drafted - accepted, in_flight=accepted - used),
-            drafting=drafting.span,
-            verification=verifying.span,
-        )
+        resolution = Resolution(sequence.length + outcome.accepted, [outcome.token])
+        done = commit(sequence, chain.tokens, outcome)
+        done.draft_stage = True
+        done.drafting, done.verification = drafting.span, verifying.span
+        yield done

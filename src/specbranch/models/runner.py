@@ -73,6 +73,22 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """A token that is run beside those that are appended to the trunk, for its logits alone.
+
+    It sees the trunk up to the first appended token, some asides, and itself.
+
+    Attributes:
+        position: in the text.
+        sees: which of the asides before it.
+    """
+
+    token: int
+    position: int
+    sees: list[int]
+
+
+@dataclass(frozen=True)
 class Output:
     """What a forward gives for its ``n`` new tokens.
 
@@ -80,10 +96,13 @@ class Output:
         logits: float32 ``[n, vocabulary]``.
         hidden: states of the last K layers, ``[K, n, hidden_size]``, in the model's dtype; None
             unless asked for.
+        asides: logits of the m asides, float32 ``[m, vocabulary]``; None if there were none, or
+            no room for them.
     """
 
     logits: Tensor
     hidden: Tensor | None = None
+    asides: Tensor | None = None
 
 
 class CausalRunner:
@@ -170,14 +189,25 @@ class CausalRunner:
         for start in range(0, len(tokens), PREFILL_CHUNK):
             self._run_trunk(state, list(tokens[start : start + PREFILL_CHUNK]), keep=1)
 
-    def run(self, sequence: int, tokens: Sequence[int], layers: int = 0) -> Output:
+    def run(
+        self,
+        sequence: int,
+        tokens: Sequence[int],
+        layers: int = 0,
+        asides: Sequence[Aside] = (),
+    ) -> Output:
         """Append `tokens` to the trunk, dropping all branches.
 
         Args:
             tokens: n ≥ 1 token ids.
             layers: K, how many of the last layers' hidden states to return.
+            asides: run in the same forward, and forgotten. Where it has no room for them (a fixed
+                width is full, a block of the cache ends) they are left out, so that a width that
+                is bit-exact stays so.
         """
         state = self._states[sequence]
+        if asides and self._has_room(state, len(tokens), len(asides)):
+            return self._run_trunk(state, list(tokens), state.width.least, layers, asides=asides)
         parts, left = [], list(tokens)
         while left:
             count = min(len(left), state.width.most or len(left))
@@ -252,25 +282,47 @@ class CausalRunner:
         state.length = state.used = kept.length
         state.branches.clear()
 
+    @staticmethod
+    def _has_room(state: State, tokens: int, asides: int) -> bool:
+        """Whether a forward of so many tokens takes so many asides."""
+        width, end = state.width, state.length + tokens
+        if width.most is not None and tokens + asides > width.most:
+            return False
+        if not width.aligned:
+            return end + asides <= state.slab.capacity
+        return state.length // BLOCK == (end + asides - 1) // BLOCK
+
     def _run_trunk(
-        self, state: State, tokens: list[int], least: int = 1, layers: int = 0, keep: int = 0
+        self,
+        state: State,
+        tokens: list[int],
+        least: int = 1,
+        layers: int = 0,
+        keep: int = 0,
+        asides: Sequence[Aside] = (),
     ) -> Output:
         state.branches.clear()
         start, count = state.length, len(tokens)
         state.length = state.used = start + count
-        rows = max(count, least)
+        total = count + len(asides)
+        rows = max(total, least)
         extent = -(-state.length // BLOCK) * BLOCK if state.width.aligned else start + rows
         columns = torch.arange(extent)
         mask = columns[None, :] <= torch.arange(start, start + rows)[:, None]
         slots = list(range(start, start + rows))
+        positions = list(slots)
+        for row, aside in enumerate(asides, start=count):
+            mask[row, start + 1 :] = False
+            mask[row, [start + count + i for i in aside.sees] + [slots[row]]] = True
+            positions[row] = aside.position
         # Padding rows are computed and thrown away: their positions only have to exist.
-        positions = [min(p, self.positions - 1) for p in slots]
-        padded = tokens + [tokens[-1]] * (rows - count)
+        positions = [min(p, self.positions - 1) for p in positions]
+        padded = tokens + [aside.token for aside in asides] + [tokens[-1]] * (rows - total)
         out = self._forward(state.slab, padded, slots, positions, mask, layers, keep)
         if rows == count:
             return out
         hidden = out.hidden[:, :count] if out.hidden is not None else None
-        return Output(out.logits[:count], hidden)
+        return Output(out.logits[:count], hidden, out.logits[count:total] if asides else None)
 
     @torch.inference_mode()
     def _forward(

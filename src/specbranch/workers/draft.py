@@ -102,6 +102,8 @@ class DraftWorker(Worker):
             if rule.kept(acceptance) < len(confidences):
                 break
             token, row = self._choose(text, logits, text.tokens)
+            if chain.log_q and rule.ends_before(row):
+                break
             chain.confidences = confidences
             chain.log_q.append(row)
             text.tokens.append(token)
@@ -218,6 +220,8 @@ class DraftWorker(Worker):
         self._runner.rewind(sequence, min(resolution.length, self._runner.length(sequence)))
         text.logits = {n: row for n, row in text.logits.items() if n == resolution.length}
         text.tokens += resolution.tokens
+        if resolution.tokens:  # the old chain ends before them
+            text.chain = Drafted(len(text.tokens))
 
     def _learn(self, chain: Drafted, accepted: int) -> None:
         """Take in how far a chain was accepted: what follows a rejected token was not tested."""

@@ -142,8 +142,10 @@ class Verification:
 
     Attributes:
         signal: what H-RAD makes of it, where there is one.
+        guesses: the likeliest token after each aside; none where there was no room for them.
     """
 
     accepted: int
     token: int
     signal: Signal | None = None
+    guesses: list[int] = field(default_factory=list)

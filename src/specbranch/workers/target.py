@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList
 from specbranch.hrad.online import OnlineHRAD
 from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Worker
-from specbranch.models.runner import CausalRunner, ModelFacts
+from specbranch.models.runner import Aside, CausalRunner, ModelFacts
 from specbranch.sampling import Chooser, SamplingParams, make_chooser, warp
 from specbranch.verify import verify_matching, verify_rejection
 from specbranch.workers.messages import Opening, Verification
@@ -98,26 +98,29 @@ class TargetWorker(Worker):
         sequence: int,
         chain: list[int],
         log_q: Tensor | None = None,
+        asides: Sequence[Aside] = (),
         confidences: Sequence[float] = (),
     ) -> Verification:
         """One forward over the last committed token and the chain; commits what it decides.
 
         Args:
             chain: draft tokens that continue the committed text; empty for plain decoding.
-            log_q: the draft's log-probabilities ``[n, vocabulary]`` for the rejection rule.
+            log_q: the draft's log-probabilities ``[n, vocabulary]`` for the rejection rule. Without
+                them the chain has to match what the target chooses, which is lossless for any.
+            asides: to run in the same forward, for the likeliest token after each.
             confidences: the draft's at the places of the chain, to learn from.
         """
         text = self._texts[sequence]
-        out = self._runner.run(sequence, [text.tokens[-1], *chain], text.layers)
+        out = self._runner.run(sequence, [text.tokens[-1], *chain], text.layers, asides)
         logits = out.logits
-        self.meter(1 + len(chain))
+        guesses = [] if out.asides is None else out.asides.argmax(-1).tolist()
+        self.meter(1 + len(chain) + len(guesses))
         position = len(text.tokens)
         contexts = [text.tokens + chain[:i] for i in range(len(chain) + 1)]
         log_p = warp(logits, contexts, text.processors)
-        if text.params.greedy or text.params.acceptance == "coupled" or not chain:
+        if log_q is None:
             accepted, token = verify_matching(chain, log_p, text.chooser, position)
         else:
-            assert log_q is not None
             log_q = log_q.to(log_p.device)
             accepted, token = verify_rejection(chain, log_p, log_q, text.chooser, position)
         text.tokens += [*chain[:accepted], token]
@@ -130,7 +133,7 @@ class TargetWorker(Worker):
         signal = None
         if self._predictor is not None and text.features is not None:
             signal = self._predictor.signal(text.features)
-        return Verification(accepted, token, signal)
+        return Verification(accepted, token, signal, guesses)
 
     def watch(self, sequence: int, layers: int) -> None:
         """From now on keep the features of every verification, of that many last layers."""
