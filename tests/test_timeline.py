@@ -150,16 +150,16 @@ def test_bench_prints_a_table_and_writes_it(capsys, tmp_path, profile, prompts):
     arguments += ["--prompt-tokens", "32", "--output", str(output)]
     assert main(["bench", prompts, *arguments]) == 0
     out = capsys.readouterr().out
-    # SpS twice, PEARL-like and SpecBranch twice, on two prompts, twice.
+    # SpS twice, PEARL and SpecBranch twice, on two prompts, twice.
     assert "plain decoding's tokens: 20 of 20 texts" in out
     figures = json.loads(output.read_text())
     speeds = {row["label"]: row for row in figures["speeds"]}
-    methods = ["SpS, γ = 4", "SpS, γ = 8", "PEARL-like, γ = 8", SPECBRANCH, PAPER]
+    methods = ["SpS, γ = 4", "SpS, γ = 8", "PEARL, γ = 8", SPECBRANCH, PAPER]
     assert [*speeds] == [PLAIN, *methods]
     plain = speeds[PLAIN]
     assert plain["over_plain"]["middle"] == plain["accepted"] == 1
     # On a virtual clock every repeat takes the same time, unless something was learned meanwhile.
-    for label in (PLAIN, "SpS, γ = 4", "SpS, γ = 8", "PEARL-like, γ = 8"):
+    for label in (PLAIN, "SpS, γ = 4", "SpS, γ = 8", "PEARL, γ = 8"):
         speed = speeds[label]["tokens_per_second"]
         assert speed["low"] == pytest.approx(speed["high"])
     assert figures["texts"] == {"compared": 20, "identical": 20}
@@ -172,7 +172,7 @@ def test_compare_draws_every_method(capsys, tmp_path, profile):
     out = capsys.readouterr().out
     events = json.loads(file.read_text())["traceEvents"]
     labels = [e["args"]["name"] for e in events if e["name"] == "process_name"]
-    assert labels == [PLAIN, "SpS, γ = 8", "PEARL-like, γ = 8", SPECBRANCH]
+    assert labels == [PLAIN, "SpS, γ = 8", "PEARL, γ = 8", SPECBRANCH]
     assert all(label in out for label in labels)
 
 

@@ -79,11 +79,10 @@ class Pair:
         """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
         gamma = 8 if options.gamma == "auto" else options.gamma
         fixed = replace(options, gamma=gamma)
-        pearl = DecodingOptions(gamma, 0.0, 1, "point", "always", hrad=False, retrieval=False)
         return [
             Contender(PLAIN, self.in_turn.plain(), "autoregressive", options),
             Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),
-            Contender(f"PEARL-like, γ = {gamma}", self.parallel, "specbranch", pearl),
+            Contender(f"PEARL, γ = {gamma}", self.parallel, "pearl", fixed),
             Contender(SPECBRANCH, self.parallel, "specbranch", options),
         ]
 

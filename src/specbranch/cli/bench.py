@@ -88,7 +88,7 @@ def run_bench(options: argparse.Namespace) -> int:
         console.print(_describe(lanes))
         console.print(
             "equal cores: plain decoding and SpS have all of them for each model in turn "
-            f"({llm.placement.alone}); SpecBranch and PEARL-like split them (target "
+            f"({llm.placement.alone}); SpecBranch and PEARL split them (target "
             f"{llm.placement.target}, draft {llm.placement.draft}). The paper's setting compares "
             "with plain decoding on the target's share, without the draft's hardware."
         )

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from specbranch.branching import KeepRule, survivor
-from specbranch.decoders.base import Lanes
+from specbranch.decoders.base import Lanes, commit
 from specbranch.hrad.signal import Signal
-from specbranch.lanes.base import Call
 from specbranch.metrics import Fates, Round
 from specbranch.options import DecodingOptions
 from specbranch.sequence import Origin, Sequence
@@ -65,33 +64,29 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         # Resolve
         accepted, whole = outcome.accepted, outcome.accepted == len(chain)
         winner = survivor([b.outcome for b in branches], (accepted, outcome.token))
-        tokens = [*chain.tokens[:accepted], outcome.token]
-        last = Origin.TARGET if winner is None else Origin.BRANCH
-        origins = [Origin.CHAIN] * accepted + [last]
         before = sequence.length
-        committed = sequence.commit(tokens, origins)
-        done = _round(chain, outcome, branches, drafting, branching, verifying)
-        done.tokens, done.origins = tokens[:committed], [*origins[:committed]]
-        used = min(accepted, committed)
-        done.fates = Fates(
-            accepted=used,
-            in_flight=accepted - used,
-            rolled_back=len(chain) - accepted,
-        )
-        done.fates += _of_branches(branches, winner, done, committed > accepted)
+        last = Origin.TARGET if winner is None else Origin.BRANCH
+        done = commit(sequence, chain.tokens, outcome, last)
+        done.retrieved = chain.retrieved
+        done.draft_stage = drafting is not None
+        done.drafting = drafting.span if drafting else None
+        done.branches, done.branch_tokens = len(branches), sum(map(len, branches))
+        done.branching = branching.span if branches else None
+        done.verification = verifying.span
+        done.fates += _of_branches(branches, winner, done, len(done.tokens) > accepted)
         signal = outcome.signal
         if winner is not None:
             # Posterior drafting (paper §5): the survivor's continuation, cut, is the next chain.
             done.outcome = "hit"
             chain, pruned = _posterior(branches[winner].chain, tuning.rule(signal))
-            length = before + len(tokens) + (len(chain) if chain else 0)
+            length = before + accepted + 1 + (len(chain) if chain else 0)
             resolution = Resolution(length, survivor=winner)
             done.fates += Fates(pruned=pruned)
             if sequence.finished and chain:
                 done.fates += Fates(in_flight=len(chain))
         else:
-            if branches or not whole:
-                done.outcome = "miss" if whole else "rollback"
+            if branches and whole:
+                done.outcome = "miss"
             chain = None
             resolution = Resolution(before + accepted, [outcome.token])
         ended = lanes.target.now()
@@ -106,9 +101,9 @@ def _plain(sequence: Sequence, lanes: Lanes, tuning: Tuning) -> tuple[Round, int
     lanes.share_target(overlap=False)
     verifying = lanes.target.submit("verify", sequence.id, [])
     outcome: Verification = verifying.result()
-    sequence.commit([outcome.token], [Origin.TARGET])
+    done = commit(sequence, [], outcome)
+    done.verification = verifying.span
     tuning.saw_plain(verifying.span)
-    done = Round(tokens=[outcome.token], origins=[Origin.TARGET], verification=verifying.span)
     return done, outcome.token
 
 
@@ -136,27 +131,6 @@ def _posterior(chain: Chain, rule: KeepRule) -> tuple[Chain | None, int]:
         acceptance = rule.signal.acceptance(chain.confidences)
     kept = rule.kept(acceptance)
     return chain.cut(kept), len(chain) - kept
-
-
-def _round(
-    chain: Chain,
-    outcome: Verification,
-    branches: list[Branch],
-    drafting: Call | None,
-    branching: Call,
-    verifying: Call,
-) -> Round:
-    return Round(
-        draft_stage=drafting is not None,
-        chain=len(chain),
-        retrieved=chain.retrieved,
-        branches=len(branches),
-        branch_tokens=sum(map(len, branches)),
-        accepted=outcome.accepted,
-        drafting=drafting.span if drafting else None,
-        branching=branching.span if branches else None,
-        verification=verifying.span,
-    )
 
 
 def _of_branches(branches: list[Branch], winner: int | None, done: Round, committed: bool) -> Fates:

@@ -13,14 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from specbranch.branching import KeepRule
-from specbranch.decoders import Lanes
+from specbranch.decoders.base import Lanes, commit
 from specbranch.errors import LaneError
 from specbranch.hrad.records import Collection, Record
 from specbranch.llm import LLM
-from specbranch.metrics import Fates, Round
+from specbranch.metrics import Round
 from specbranch.options import DecodingOptions
 from specbranch.sampling import SamplingParams
-from specbranch.sequence import Origin, Sequence
+from specbranch.sequence import Sequence
 from specbranch.workers.messages import Chain, Resolution, Verification
 
 
@@ -63,29 +63,15 @@ class Recorder:
             chain: Chain = drafting.result()
             verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
             outcome: Verification = verifying.result()
-            accepted, drafted = outcome.accepted, len(chain.tokens)
             if z is not None and gamma == options.gamma:
-                self.records.append(Record(z, chain.confidences, accepted))
+                self.records.append(Record(z, chain.confidences, outcome.accepted))
             z = lanes.target.submit("features", sequence.id).result()
 
-            resolution = Resolution(sequence.length + accepted, [outcome.token])
-            tokens = [*chain.tokens[:accepted], outcome.token]
-            origins = [Origin.CHAIN] * accepted + [Origin.TARGET]
-            committed = sequence.commit(tokens, origins)
-            used = min(accepted, committed)
-            yield Round(
-                draft_stage=True,
-                chain=drafted,
-                accepted=accepted,
-                outcome="rollback" if accepted < drafted else "end",
-                tokens=tokens[:committed],
-                origins=[*origins[:committed]],
-                fates=Fates(
-                    accepted=used, rolled_back=drafted - accepted, in_flight=accepted - used
-                ),
-                drafting=drafting.span,
-                verification=verifying.span,
-            )
+            resolution = Resolution(sequence.length + outcome.accepted, [outcome.token])
+            done = commit(sequence, chain.tokens, outcome)
+            done.draft_stage = True
+            done.drafting, done.verification = drafting.span, verifying.span
+            yield done
 
 
 def record(
