@@ -246,7 +246,7 @@ def llama_methods(options: argparse.Namespace, threads: int, lacks: str) -> list
         lacks: why there are no GGUF files; empty if there are.
     """
     python = [options.llama_python, WORKERS / "llama_python.py"]
-    server = [sys.executable, WORKERS / "llama_server.py", options.llama_server]
+    server: list[Any] = [sys.executable, WORKERS / "llama_server.py", options.llama_server]
     rows = []
     for start, dtype, drafted in (
         (python, "f32", 0),
@@ -255,6 +255,7 @@ def llama_methods(options: argparse.Namespace, threads: int, lacks: str) -> list
         (server, "f32", 0),
         (server, "bf16", 0),
         (server, "f32", 3),  # its own default
+        (server, "bf16", 3),
         (server, "f32", DRAFTED),
     ):
         # The weights' numbers for keys and values too, or llama.cpp's own default.
@@ -275,10 +276,14 @@ def llama_methods(options: argparse.Namespace, threads: int, lacks: str) -> list
 
 
 def vllm_methods(options: argparse.Namespace) -> list[Peer]:
-    command = [options.vllm_python, WORKERS / "vllm_cpu.py", BUNDLED["target"]]
-    command += ["--context", str(CONTEXT)]
+    if not options.vllm_python:
+        lacks, start = "no --vllm-python", []
+    else:
+        # As vLLM's documentation asks; it is among its requirements.
+        openmp = options.vllm_python.absolute().parent.parent / "lib/libiomp5.so"
+        lacks, start = "", ["env", f"LD_PRELOAD={openmp}", options.vllm_python]
+    command = [*start, WORKERS / "vllm_cpu.py", BUNDLED["target"], "--context", str(CONTEXT)]
     draft = ["--draft", BUNDLED["draft"], "--count", str(DRAFTED)]
-    lacks = "" if options.vllm_python else "no --vllm-python"
     return [
         Peer("vLLM", PLAIN, command, INSTALL_VLLM, lacks),
         Peer("vLLM", f"draft model, {DRAFTED} tokens", [*command, *draft], INSTALL_VLLM, lacks),

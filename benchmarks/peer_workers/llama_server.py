@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 
 from serving import Generate, serve
 
@@ -61,6 +62,18 @@ class Server:
         return answer.status == http.client.OK
 
 
+def load(command: list[str], stack: ExitStack) -> tuple[str, Generate]:
+    server = stack.enter_context(closing(Server(command)))
+    told = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=True)
+    version = told.stderr.splitlines()[0].removeprefix("version: ")
+
+    def generate(ids: list[int], count: int) -> list[int]:
+        asked = {"prompt": ids, "n_predict": count, "temperature": 0, "return_tokens": True}
+        return server.ask(asked | {"cache_prompt": False})["tokens"]
+
+    return version, generate
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("binary")
@@ -78,26 +91,8 @@ def main() -> None:
         command += ["-md", options.draft, "--spec-type", "draft-simple", "-td", threads]
         command += ["-ctkd", options.cache, "-ctvd", options.cache]
         command += ["--spec-draft-n-max", str(options.count)]
-    version = subprocess.run(
-        [options.binary, "--version"], capture_output=True, text=True, check=True
-    )
-    server = None
-
-    def load() -> tuple[str, Generate]:
-        nonlocal server
-        server = Server(command)
-        return version.stderr.split("\n")[0], generate
-
-    def generate(ids: list[int], count: int) -> list[int]:
-        assert server is not None
-        asked = {"prompt": ids, "n_predict": count, "temperature": 0, "return_tokens": True}
-        return server.ask(asked | {"cache_prompt": False})["tokens"]
-
-    try:
-        serve(load)
-    finally:
-        if server is not None:
-            server.close()
+    with ExitStack() as stack:
+        serve(lambda: load(command, stack))
 
 
 if __name__ == "__main__":
