@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Compiling every model of every test would take hours; `test_compiled.py` is for that.
+os.environ["SPECBRANCH_ENFORCE_EAGER"] = "1"
 
 from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +118,9 @@ class LLM:
             runs forwards as they come, where rounding may let the text of two methods part at
             near-ties.
         max_model_len: most tokens of a text, prompt included; the models' own limit by default.
+        enforce_eager: run the models as `transformers` does. By default their forwards are compiled
+            on a CPU, once, which takes up to a minute, where there is a C++ compiler and the model
+            is small enough to gain by it. ``SPECBRANCH_ENFORCE_EAGER=1`` does the same.
 
     Attributes:
         target, draft: what the models are.
@@ -158,20 +162,22 @@ class LLM:
         profile: Profile | None = None,
         width: AskedWidth = "auto",
         max_model_len: int | None = None,
+        enforce_eager: bool = False,
     ) -> None:
         options = DecodingOptions(gamma, epsilon, k_max, branching, speculate, retrieval=retrieval)
         self._configure(options, method, width, draft is not None)
         if lane_timeout <= 0:
             raise InputError(f"lane_timeout must be more than 0 seconds, not {lane_timeout:g}")
         self.tokenizer = load_tokenizer(target)
-        specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width)}
+        eager = enforce_eager or os.environ.get("SPECBRANCH_ENFORCE_EAGER", "0") != "0"
+        specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width, eager)}
         predictor = _predictor(hrad, target, draft, gamma)
         makers: dict[str, Callable[[], Worker]] = {
             "target": partial(make_target, specs["target"], predictor)
         }
         if draft is not None:
             check_vocabularies(self.tokenizer, load_tokenizer(draft), (target, draft))
-            specs["draft"] = ModelSpec(draft, dtype, draft_device or device)
+            specs["draft"] = ModelSpec(draft, dtype, draft_device or device, eager=eager)
             makers["draft"] = partial(make_draft, specs["draft"])
         devices = {lane: named_device(spec.device) for lane, spec in specs.items()}
         devices.setdefault("draft", devices["target"])

@@ -10,7 +10,7 @@ from collections import deque
 from statistics import median
 
 from specbranch.branching import KeepRule
-from specbranch.costmodel import Cost, RunningCost
+from specbranch.costmodel import OUTLIER, Cost, RunningCost
 from specbranch.hrad.signal import Signal
 from specbranch.lanes.base import Span
 from specbranch.metrics import Round
@@ -24,6 +24,7 @@ LEEWAY = 0.1  # of the rate, beyond which luck explains nothing
 FIRST_PAUSE = 128  # tokens decoded plainly before drafting is tried again; doubled each time
 TRIALS = 0.005  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
+LEAST_ROUNDS = 3  # to know what a round takes
 PLAIN_ROUNDS = 3  # to know what plain decoding takes; the first forward of a model is slow
 
 
@@ -102,6 +103,8 @@ class Tuning:
         if not self._warm:  # the draft had the text to catch up with
             self._warm = True
             return
+        if self._rounds > LEAST_ROUNDS:
+            seconds = min(seconds, OUTLIER * self._seconds / self._rounds)
         self._rounds = MEMORY * self._rounds + 1
         self._tokens = MEMORY * self._tokens + len(done.tokens)
         self._seconds = MEMORY * self._seconds + seconds

@@ -36,6 +36,11 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     add("--draft-device", help="device of the draft alone")
     add("--sharded", action="store_true", help="spread the target over all GPUs")
     add(
+        "--enforce-eager",
+        action="store_true",
+        help="run the models as transformers does, uncompiled",
+    )
+    add(
         "--width",
         type=_number_or_word,
         default="auto",

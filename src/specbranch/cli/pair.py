@@ -48,6 +48,7 @@ def load_llm(options: argparse.Namespace) -> LLM:
         profile=Profile.load(options.profile) if options.profile else None,
         width=options.width or None,
         max_model_len=options.max_model_len,
+        enforce_eager=options.enforce_eager,
         **given,
     )
 

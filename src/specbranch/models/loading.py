@@ -42,6 +42,7 @@ class ModelSpec:
         device: `auto` or a `torch` device.
         sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
         width: of the target's forwards, as the user gave it.
+        eager: run it as `transformers` does, never compiled.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelSpec:
     device: str = "auto"
     sharded: bool = False
     width: AskedWidth = None
+    eager: bool = False
 
 
 def resolve(name: str) -> str:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specbranch.models.compiled import (
+    MOST_ROWS,
+    CompiledForward,
+    compile_forward,
+    library_name,
+    obstacle,
+)
 from specbranch.models.packing import pack
 from specbranch.models.slab import Slab
 from specbranch.models.width import NATURAL, Width
+
+logger = logging.getLogger("specbranch")
 
 PREFILL_CHUNK = 512
 BLOCK = 256  # slots; what aligned forwards attend over is a multiple of it
@@ -56,6 +67,7 @@ class ModelFacts:
         invariant_from: fewest tokens of a forward from which on a token's logits are bit-identical
             whatever is run with it (batch-invariant kernels); None if they are not known to be.
         fingerprint: of the weights, by a sample of them; the same in every dtype.
+        compiled: whether its short forwards are.
     """
 
     name: str
@@ -70,6 +82,7 @@ class ModelFacts:
     eos_ids: frozenset[int]
     invariant_from: int | None = None
     fingerprint: str = ""
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,11 +139,28 @@ class CausalRunner:
         self.invariant_from: int | None = None
         self._additive = config._attn_implementation == "eager"
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._compiled: CompiledForward | None = None
         self._states: dict[int, State] = {}
 
     def pack(self) -> None:
         """Change the model for faster forwards, if it is on a CPU (see `packing`)."""
         pack(self.model)
+
+    def compile(self, name: str, hidden: bool) -> None:
+        """Pack the model, and compile its short forwards, where that can be done.
+
+        Args:
+            name: of the model, for people.
+            hidden: whether the hidden states will be asked for.
+        """
+        reason = obstacle(self.model)
+        if reason is not None:
+            logger.info("%s runs uncompiled: %s", name, reason)
+            self.pack()
+            return
+        library = library_name(self.model)
+        self.pack()
+        self._compiled = compile_forward(self.model, name, library, hidden)
 
     def describe(self, name: str) -> ModelFacts:
         """What the model, called `name` by the user, is."""
@@ -150,6 +180,7 @@ class CausalRunner:
             frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
             self.invariant_from,
             self._fingerprint(),
+            self._compiled is not None,
         )
 
     def _fingerprint(self) -> str:
@@ -263,13 +294,14 @@ class CausalRunner:
         branches = [state.branches[b] for b in tokens]
         slots = list(range(state.used, state.used + len(branches)))
         state.used += len(branches)
-        mask = torch.zeros(len(branches), state.used, dtype=torch.bool)
+        mask = np.zeros((len(branches), state.used), dtype=np.bool_)  # torch takes longer to index
         for row, (branch, slot) in enumerate(zip(branches, slots, strict=True)):
             branch.slots.append(slot)
             mask[row, : branch.fork] = True
             mask[row, branch.slots] = True
         positions = [branch.length - 1 for branch in branches]
-        return self._forward(state.slab, list(tokens.values()), slots, positions, mask).logits
+        seen = torch.from_numpy(mask)
+        return self._forward(state.slab, list(tokens.values()), slots, positions, seen).logits
 
     @torch.inference_mode()
     def keep(self, sequence: int, branch: int) -> None:
@@ -336,6 +368,9 @@ class CausalRunner:
         keep: int = 0,
     ) -> Output:
         """One forward; `mask` is bool ``[tokens, extent]``, True where a token sees a slot."""
+        if self._compiled is not None and len(tokens) <= MOST_ROWS:
+            logits, states = self._compiled(slab, tokens, slots, positions, mask)
+            return Output(logits, torch.stack(states[-layers:]) if layers else None)
         slab.slots = torch.tensor(slots, device=self.device)
         slab.extent = mask.shape[1]
         if self._additive:

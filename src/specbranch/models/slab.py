@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,6 +67,32 @@ class Slab(Cache):
         self.extent = 0
         self.slots = torch.empty(0, dtype=torch.long)
         super().__init__(layers=[SlabLayer(self) for _ in range(layers)])
+
+    @classmethod
+    def of(cls, keys: list[Tensor], values: list[Tensor]) -> Slab:
+        """A slab over storage that is there already: a tensor a layer."""
+        made = cls(len(keys), keys[0].shape[2])
+        for layer, key, value in zip(made.layers, keys, values, strict=True):
+            layer.keys, layer.values, layer.is_initialized = key, value, True
+        return made
+
+    @property
+    def keys(self) -> list[Tensor]:
+        """Of every layer, ``[1, heads, capacity, head_dim]``; once they are allocated."""
+        return [layer.keys for layer in self.layers if layer.keys is not None]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """As `keys`."""
+        return [layer.values for layer in self.layers if layer.values is not None]
+
+    def allocate(self, shape: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
+        """Allocate what is not yet, on the CPU: heads and size of a head for every layer."""
+        for layer, (heads, size) in zip(self.layers, shape, strict=True):
+            if not layer.is_initialized:
+                layer.keys = torch.zeros(1, heads, self.capacity, size, dtype=dtype)
+                layer.values = torch.zeros_like(layer.keys)
+                layer.is_initialized = True
 
     def move(self, source: Tensor, destination: Tensor) -> None:
         for layer in self.layers:

@@ -101,7 +101,7 @@ class DraftWorker(Worker):
             acceptance = self._acceptance(rule.signal, confidences)
             if rule.kept(acceptance) < len(confidences):
                 break
-            token, row = self._choose(text, logits, text.tokens)
+            [(token, row)] = self._choose(text, logits[None], [text.tokens])
             if chain.log_q and rule.ends_before(row):
                 break
             chain.confidences = confidences
@@ -183,16 +183,17 @@ class DraftWorker(Worker):
         ids = [path.id for path in paths]
         rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
         self.meter(len(ids))
+        after = self._fit(text, rows)
+        values = after.softmax(-1).amax(-1).tolist()
+        contexts = [text.tokens[: path.fork] + path.tokens for path in paths]
+        chosen = self._choose(text, after, contexts)
         still = []
-        for path, raw in zip(paths, rows, strict=True):
-            after = self._fit(text, raw)
-            path.logits.append(after)
-            value = confidence(after)
+        for i, (path, value, (token, row)) in enumerate(zip(paths, values, chosen, strict=True)):
+            path.logits.append(after[i])
             place = path.accepted + len(path.tokens)
             [acceptance] = self._acceptance(plan.signal, [value], place)
             if acceptance < plan.epsilon:
                 continue
-            token, row = self._choose(text, after, text.tokens[: path.fork] + path.tokens)
             path.tokens.append(token)
             path.confidences.append(value)
             path.log_q.append(row)
@@ -306,9 +307,24 @@ class DraftWorker(Worker):
             self.meter(len(lacking))
         return text.logits[count]
 
-    def _choose(self, text: Text, logits: Tensor, context: list[int]) -> tuple[int, Tensor]:
-        log_q = warp(logits[None], [context], text.processors)[0]
-        return text.chooser.token(log_q, len(context), DRAFT), log_q
+    def _choose(
+        self, text: Text, logits: Tensor, contexts: list[list[int]]
+    ) -> list[tuple[int, Tensor]]:
+        """The token to draft after each context, and log q ``[vocabulary]`` there.
+
+        Args:
+            logits: ``[n, vocabulary]``, raw.
+        """
+        # All rows at once: how a draft rounds matters to nobody.
+        log_q = (
+            warp(logits, contexts, text.processors) if text.processors else logits.log_softmax(-1)
+        )
+        if text.params.greedy:
+            return list(zip(log_q.argmax(-1).tolist(), log_q, strict=True))
+        return [
+            (text.chooser.token(row, len(context), DRAFT), row)
+            for row, context in zip(log_q, contexts, strict=True)
+        ]
 
     def _read(self, tokens: list[int]) -> list[int]:
         """Where pairs pad one vocabulary differently, the target may say an id the draft lacks."""

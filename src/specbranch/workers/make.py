@@ -23,7 +23,10 @@ def make_target(spec: ModelSpec, hrad: Path | Literal["online"] | None = None) -
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
     """
     runner = CausalRunner(load_model(spec))
-    runner.pack()
+    if spec.eager:
+        runner.pack()
+    else:
+        runner.compile(spec.name, hidden=True)
     if spec.width == "auto":
         runner.invariant_from = invariant_from(runner)
     check_runner(runner, spec.name, Width.pick(spec.width, runner.invariant_from))
@@ -55,5 +58,7 @@ def make_draft(spec: ModelSpec) -> DraftWorker:
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
     """
     runner = CausalRunner(load_model(spec))
+    if not spec.eager:
+        runner.compile(spec.name, hidden=False)
     check_runner(runner, spec.name)
     return DraftWorker(runner, spec.name)

@@ -1,0 +1,144 @@
+"""Compiled forwards: the same numbers as the model's own, bit-identical at any width."""
+
+import logging
+
+import pytest
+import torch
+
+from specbranch.models import compiled
+from specbranch.models.compiled import CompiledForward, cache_folder, library_name, obstacle
+from specbranch.models.runner import Aside, CausalRunner
+from specbranch.models.selfcheck import check_runner, invariant_from
+from specbranch.models.width import Width
+from tests.tiny import tiny_model
+
+TOKENS = [(5 * i * i + i) % 60 for i in range(48)]
+HAS_COMPILER = obstacle(tiny_model("llama")) is None
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler here")
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def runners(request, tmp_path_factory):
+    """One model twice: compiled, and as `transformers` runs it; and the folder of the library."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECBRANCH_CACHE", str(folder))
+        ours, theirs = (
+            CausalRunner(tiny_model(request.param)),
+            CausalRunner(tiny_model(request.param)),
+        )
+        ours.compile("tiny", hidden=True)
+        theirs.pack()
+        assert cache_folder() == folder
+    return ours, theirs, folder
+
+
+def in_chunks(runner, sizes, width, layers=0):
+    runner.open(1, 80, width)
+    outs, left = [], TOKENS
+    for size in sizes:
+        outs.append(runner.run(1, left[:size], layers))
+        left = left[size:]
+    assert not left
+    runner.close(1)
+    hidden = torch.cat([out.hidden for out in outs], 1) if layers else None
+    return torch.cat([out.logits for out in outs]), hidden
+
+
+@needs_compiler
+def test_logits_and_hidden_states_are_the_models(runners):
+    ours, theirs, _ = runners
+    assert ours.describe("m").compiled and not theirs.describe("m").compiled
+    check_runner(ours, "m")
+    found, expected = (in_chunks(r, [40, 1, 7], Width(), layers=2) for r in (ours, theirs))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_branches_and_asides_are_run(runners):
+    results = []
+    for runner in runners[:2]:
+        runner.open(1, 80)
+        runner.prefill(1, TOKENS[:20])
+        a, b, c = runner.fork(1, [20, 20, 9])
+        rows = [runner.step(1, {a: 3}), runner.step(1, {c: 4, b: 5, a: 6})]
+        runner.keep(1, a)
+        aside = [Aside(9, 23, []), Aside(8, 24, [0])]
+        out = runner.run(1, [7], asides=aside)
+        results.append([*rows, out.logits, out.asides])
+        runner.close(1)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_logits_are_bit_identical_at_every_width_and_number_of_threads(runners):
+    ours = runners[0]
+    width = Width.pick("auto", invariant_from(ours))
+    expected, _ = in_chunks(ours, [16, 16, 16], width)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for sizes in ([1] * 48, [1, 2, 3, 4, 5, 6, 7, 8, 12], [15, 1, 9, 11, 12]):
+                assert torch.equal(in_chunks(ours, sizes, width)[0], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_library_is_kept_and_belongs_to_the_weights(runners, monkeypatch, caplog):
+    ours, _, folder = runners
+    monkeypatch.setenv("SPECBRANCH_CACHE", str(folder))
+
+    def refuse(*args):
+        raise RuntimeError("the compiler is broken")
+
+    monkeypatch.setattr(compiled, "_build", refuse)
+    family = ours.model.config.model_type
+    again = CausalRunner(tiny_model(family))
+    again.compile("again", hidden=True)
+    assert again.describe("again").compiled
+    other = tiny_model(family)
+    with torch.no_grad():
+        other.get_input_embeddings().weight[0, 0] += 1
+    assert library_name(other) != library_name(tiny_model(family))
+    other = CausalRunner(other)
+    with caplog.at_level(logging.WARNING, "specbranch"):
+        other.compile("other", hidden=True)
+    assert not other.describe("other").compiled
+    assert caplog.messages == ["other runs uncompiled, slower: the compiler is broken"]
+    expected = in_chunks(other, [48], Width())[0]
+    assert expected.isfinite().all()
+
+
+def test_obstacles_are_named(monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "C++ compiler" in obstacle(model)
+    monkeypatch.setattr(compiled, "MOST_PARAMETERS", 10)
+    assert obstacle(model) == "it is large"
+    eager = tiny_model("llama")
+    eager.set_attn_implementation("eager")
+    monkeypatch.setattr(compiled, "MOST_PARAMETERS", 10**9)
+    assert obstacle(eager) == "its attention is not sdpa"
+
+
+def test_few_tokens_are_padded_with_copies_of_the_last():
+    forward = object.__new__(CompiledForward)
+    asked = []
+    forward._shape, forward._dtype, forward._least = [(1, 2)], torch.float32, 4
+
+    def run(ids, mask, positions, slots, keys, values):
+        asked.append((ids.tolist(), positions.tolist(), slots.tolist(), mask[0, 0].tolist()))
+        return torch.zeros(ids.shape[1], 3), torch.zeros(1, ids.shape[1], 5)
+
+    forward._run = run
+    mask = torch.tensor([[True, False], [True, True]])
+    logits, [hidden] = forward(compiled.Slab(1, 8), [7, 8], [0, 1], [3, 4], mask)
+    assert (logits.shape, hidden.shape) == ((2, 3), (2, 5))
+    [(ids, positions, slots, rows)] = asked
+    assert (ids, positions, slots) == ([[7, 8, 8, 8]], [[3, 4, 4, 4]], [0, 1, 1, 1])
+    assert rows == [[True, False]] + [[True, True]] * 3
