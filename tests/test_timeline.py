@@ -150,11 +150,12 @@ def test_bench_prints_a_table_and_writes_it(capsys, tmp_path, profile, prompts):
     arguments += ["--prompt-tokens", "32", "--output", str(output)]
     assert main(["bench", prompts, *arguments]) == 0
     out = capsys.readouterr().out
-    # SpS twice, PEARL and SpecBranch twice, on two prompts, twice.
-    assert "plain decoding's tokens: 20 of 20 texts" in out
+    # Three methods once, SpS twice, PEARL, and SpecBranch twice, on two prompts, twice.
+    assert "plain decoding's tokens: 32 of 32 texts" in out
     figures = json.loads(output.read_text())
     speeds = {row["label"]: row for row in figures["speeds"]}
-    methods = ["SpS, γ = 4", "SpS, γ = 8", "PEARL, γ = 8", SPECBRANCH, PAPER]
+    alone = ["prompt lookup", "lookahead", "AdaEDL"]
+    methods = [*alone, "SpS, γ = 4", "SpS, γ = 8", "PEARL, γ = 8", SPECBRANCH, PAPER]
     assert [*speeds] == [PLAIN, *methods]
     plain = speeds[PLAIN]
     assert plain["over_plain"]["middle"] == plain["accepted"] == 1
@@ -162,7 +163,7 @@ def test_bench_prints_a_table_and_writes_it(capsys, tmp_path, profile, prompts):
     for label in (PLAIN, "SpS, γ = 4", "SpS, γ = 8", "PEARL, γ = 8"):
         speed = speeds[label]["tokens_per_second"]
         assert speed["low"] == pytest.approx(speed["high"])
-    assert figures["texts"] == {"compared": 20, "identical": 20}
+    assert figures["texts"] == {"compared": 32, "identical": 32}
 
 
 def test_compare_draws_every_method(capsys, tmp_path, profile):

@@ -87,11 +87,17 @@ class Pair:
         ]
 
     def field(self, options: DecodingOptions) -> list[Contender]:
-        """The line-up, SpS with short chains, and what the lanes themselves are measured by."""
+        """All methods, SpS with short chains, too, and what the lanes are measured by."""
         contenders = self.lineup(options)
         if options.gamma != 4:
             short = replace(options, gamma=4)
             contenders.insert(1, Contender("SpS, γ = 4", self.in_turn, "speculative", short))
+        free = replace(options, gamma="auto")
+        contenders[1:1] = [
+            Contender("prompt lookup", self.in_turn, "lookup", free),
+            Contender("lookahead", self.in_turn, "lookahead", free),
+            Contender("AdaEDL", self.in_turn, "adaedl", free),
+        ]
         contenders.append(Contender(PAPER, self.parallel, "specbranch", AS_IN_THE_PAPER))
         kept = self.parallel.on_target_share()
         contenders.append(Contender(BIT_EXACT, kept, "autoregressive", options, competes=False))
