@@ -11,7 +11,14 @@ from specbranch.costmodel import Cost, RunningCost, best_width, reaches
 from specbranch.lanes.base import Span
 from specbranch.metrics import Round
 from specbranch.options import DecodingOptions
-from specbranch.tuning import FIRST_PAUSE, PLAIN_ROUNDS, TRIALS, Tuning
+from specbranch.tuning import (
+    FIRST_PAUSE,
+    LEAST_JUDGED,
+    MEMORY,
+    PLAIN_ROUNDS,
+    TRIALS,
+    Tuning,
+)
 
 
 def test_reaches_are_products():
@@ -105,7 +112,8 @@ class TestTuning:
                     play(tuning, 1, 1, drafting=10)
                 pauses.append(plainly(tuning))
         # A round that takes twice as long as plain decoding's loses one token's time.
-        assert pauses == [max(FIRST_PAUSE * 2**i, int(1 / TRIALS)) for i in range(4)]
+        lost = sum(MEMORY**i for i in range(LEAST_JUDGED + 1))
+        assert pauses == [max(FIRST_PAUSE * 2**i, int(lost / TRIALS)) for i in range(4)]
         [warning] = caplog.records
         assert "speculation turned off: with it, decoding ran at 0.50" in warning.getMessage()
 
@@ -117,7 +125,7 @@ class TestTuning:
         play(tuning, 200, 1, drafting=5)
         assert not tuning.speculates
 
-    @pytest.mark.parametrize(("loss", "least", "most"), [(10, 2, 4), (2, 10, 20)])
+    @pytest.mark.parametrize(("loss", "least", "most"), [(10, 6, 6), (2, 10, 20)])
     def test_the_less_is_lost_the_longer_it_takes_to_judge(self, loss, least, most):
         tuning = Tuning(DecodingOptions())
         plainly(tuning)

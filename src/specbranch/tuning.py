@@ -25,6 +25,7 @@ FIRST_PAUSE = 128  # tokens decoded plainly before drafting is tried again; doub
 TRIALS = 0.005  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
 LEAST_ROUNDS = 3  # to know what a round takes
+LEAST_JUDGED = 4  # to say anything about drafting: one round in three commits a single token
 PLAIN_ROUNDS = 3  # to know what plain decoding takes; the first forward of a model is slow
 
 
@@ -108,7 +109,7 @@ class Tuning:
         self._rounds = MEMORY * self._rounds + 1
         self._tokens = MEMORY * self._tokens + len(done.tokens)
         self._seconds = MEMORY * self._seconds + seconds
-        if self._options.speculate == "auto" and self._plain:
+        if self._options.speculate == "auto" and self._plain and self._rounds > LEAST_JUDGED:
             self._judge()
 
     def _judge(self) -> None:
