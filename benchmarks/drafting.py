@@ -29,19 +29,29 @@ MOST_PROMPT_TOKENS = 384
 BRANCH_COST = 0.03  # of a draft step, for each further branch
 
 FULL = DecodingOptions(speculate="always")
-ONE_POINT = replace(FULL, branching="point")
+# Rules of branching are compared without retrieval, which has a share in all of them alike.
+BRANCHES = replace(FULL, retrieval=False)
+ONE_POINT = replace(BRANCHES, branching="point")
 RULES = {
     "one branch point, ε = 0.3 (the paper's rule)": replace(ONE_POINT, epsilon=0.3),
     "one branch point": ONE_POINT,
-    "even fan-out": replace(FULL, branching="even"),
-    "outcome branches": FULL,
+    "even fan-out": replace(BRANCHES, branching="even"),
+    "outcome branches": BRANCHES,
 }
+ALONE = replace(FULL, branching="point", k_max=1)
 ABLATIONS = {
     "full": FULL,
     "no H-RAD": replace(FULL, hrad=False),
-    "no branches": replace(ONE_POINT, k_max=1),
-    "neither": replace(ONE_POINT, k_max=1, hrad=False),
+    "no branches": ALONE,
+    "neither": replace(ALONE, hrad=False),
+    "no retrieval": BRANCHES,
+    "no retrieval, no H-RAD": replace(BRANCHES, hrad=False),
+    "no retrieval, no branches": replace(ONE_POINT, k_max=1),
+    "none of the three": replace(ONE_POINT, k_max=1, hrad=False),
+    "one branch point, k_max = 12": replace(ONE_POINT, k_max=12),
+    "one branch point, k_max = 12, ε = 0.3": replace(ONE_POINT, k_max=12, epsilon=0.3),
 }
+SECTIONS = ("branches", "ablations", "thresholds")
 WIDTHS = (1, 2, 4, 8, 12)
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -132,7 +142,8 @@ def print_by_suite(bench: Bench, rows: dict[str, DecodingOptions]) -> None:
         found = bench.run(options, "specbranch", label)
         m = reduce(Found.__add__, found.values()).metrics
         ratios = " | ".join(f"{ratio:.2f}" for ratio in bench.over_plain(found))
-        print(f"| {label} | {ratios} | {m.mean_accepted_length:.2f} | {m.rollback_rate:.2f} |")
+        figures = f"{m.mean_accepted_length:.2f} | {m.rollback_rate:.2f}"
+        print(f"| {label} | {ratios} | {figures} |", flush=True)
 
 
 def plot(tables: dict[str, dict[str, list[tuple[int, float, Found]]]], file: Path) -> None:
@@ -166,6 +177,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="instead of c: times of both lanes as JSON")
     parser.add_argument("--prompts", type=int, default=3, help="prompts a suite")
     parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     profiles = {f"c = {c:g}": Profile.of_ratio(c, BRANCH_COST) for c in options.c}
@@ -174,19 +186,23 @@ def main() -> None:
     drawn = {}
     for name, profile in profiles.items():
         bench = Bench(options.draft, profile, options.suites, options.prompts, options.max_tokens)
-        print(f"\n## {options.draft}, {name}\n\n### Branches\n", flush=True)
-        drawn[name] = branches(bench)
-        print_branches(drawn[name])
-        print("\n### Ablations\n", flush=True)
-        print_by_suite(bench, ABLATIONS)
-        print("\n### Threshold\n", flush=True)
-        thresholds = {
-            f"ε = {epsilon}, {label}": replace(FULL, epsilon=epsilon, hrad=hrad)
-            for hrad, label in ((True, "H-RAD"), (False, "no H-RAD"))
-            for epsilon in THRESHOLDS
-        }
-        print_by_suite(bench, thresholds)
-        if options.plot:  # also what there is after an interrupt
+        print(f"\n## {options.draft}, {name}", flush=True)
+        if "branches" in options.sections:
+            drawn[name] = branches(bench)
+            print("\n### Branches\n")
+            print_branches(drawn[name])
+        if "ablations" in options.sections:
+            print("\n### Ablations\n", flush=True)
+            print_by_suite(bench, ABLATIONS)
+        if "thresholds" in options.sections:
+            print("\n### Threshold\n", flush=True)
+            thresholds = {
+                f"ε = {epsilon}, {label}": replace(FULL, epsilon=epsilon, hrad=hrad)
+                for hrad, label in ((True, "H-RAD"), (False, "no H-RAD"))
+                for epsilon in THRESHOLDS
+            }
+            print_by_suite(bench, thresholds)
+        if options.plot and drawn:  # also what there is after an interrupt
             plot(drawn, options.plot)
 
 
