@@ -22,7 +22,7 @@ MEMORY = 0.99  # of the rate: what a round counts after each further one
 ENOUGH = 0.98  # of plain decoding's rate; below, drafting is paused
 LEEWAY = 0.1  # of the rate, beyond which luck explains nothing
 FIRST_PAUSE = 128  # tokens decoded plainly before drafting is tried again; doubled each time
-TRIALS = 0.005  # of the time, at most, for trials that fail
+TRIALS = 0.01  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
 LEAST_ROUNDS = 3  # to know what a round takes
 LEAST_JUDGED = 4  # to say anything about drafting: one round in three commits a single token
@@ -84,10 +84,12 @@ class Tuning:
             seconds += self._step.cost.seconds(1)
         return KeepRule(reach=min(seconds * self._tokens / self._seconds, 0.9), signal=signal)
 
-    def saw_plain(self, verification: Span) -> None:
-        """Take in a plain round of one token."""
-        self._plain.append(verification.seconds)
-        self._plain_left -= 1
+    def saw_plain(self, verification: Span, tokens: int = 1) -> None:
+        """Take in a round without the draft, and how many tokens it committed."""
+        if sum(verification.forwards) == 1:  # nothing was retrieved
+            self._plain.append(verification.seconds)
+        if self._plain:
+            self._plain_left -= tokens
         if self._plain_left <= 0:
             self._rounds = self._tokens = self._seconds = 0.0
             self._warm = False

@@ -30,8 +30,7 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
     begun = lanes.target.now()
     while not sequence.finished:
         if chain is None and not tuning.speculates:
-            done, token = _plain(sequence, lanes, tuning)
-            resolution = resolution.then(token)
+            done, resolution = _without_draft(sequence, lanes, options, tuning, resolution)
             yield done
             begun = lanes.target.now()
             continue
@@ -96,15 +95,31 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         begun += lanes.target.now() - ended  # the reader's time is not the round's
 
 
-def _plain(sequence: Sequence, lanes: Lanes, tuning: Tuning) -> tuple[Round, int]:
-    """A round without drafting, with all cores for the target; and the token it committed."""
+def _without_draft(
+    sequence: Sequence,
+    lanes: Lanes,
+    options: DecodingOptions,
+    tuning: Tuning,
+    resolution: Resolution,
+) -> tuple[Round, Resolution]:
+    """A round with all cores for the target: what the text repeats is verified, or nothing."""
+    assert lanes.draft is not None
     lanes.share_target(overlap=False)
-    verifying = lanes.target.submit("verify", sequence.id, [])
+    chain = Chain([], [], [])
+    length = sequence.length
+    if options.retrieval:
+        most = min(options.retrieved, sequence.remaining - 1)
+        rule = KeepRule()
+        chain = lanes.draft.submit("draft", sequence.id, resolution, 0, rule, most).result()
+    verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
     outcome: Verification = verifying.result()
-    done = commit(sequence, [], outcome)
+    done = commit(sequence, chain.tokens, outcome)
+    done.retrieved = chain.retrieved
     done.verification = verifying.span
-    tuning.saw_plain(verifying.span)
-    return done, outcome.token
+    tuning.saw_plain(verifying.span, len(done.tokens))
+    if options.retrieval:
+        return done, Resolution(length + outcome.accepted, [outcome.token])
+    return done, resolution.then(outcome.token)
 
 
 def _plan(room: int, options: DecodingOptions, tuning: Tuning, signal: Signal | None) -> BranchPlan:
