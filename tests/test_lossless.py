@@ -45,7 +45,7 @@ params = st.builds(
     prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5),
     whims=st.none() | st.integers(0, 100),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 def test_tokens_are_those_of_plain_decoding(
     method, seed, noise, params, options, stop, prompt, whims
 ):
@@ -70,7 +70,7 @@ def test_tokens_are_those_of_plain_decoding(
     stop=st.frozensets(st.integers(0, VOCABULARY - 1), max_size=2),
     whims=st.none() | st.integers(0, 100),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 def test_every_drafted_token_has_one_fate(
     method, seed, noise, params, acceptance, options, stop, whims
 ):
