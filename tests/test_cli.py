@@ -97,24 +97,6 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, arguments, complaint):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--limit", "0"], "--limit must be 1 or more, not 0"),
-        (["--prompt-tokens", "0"], "--prompt-tokens must be 1 or more, not 0"),
-        (["--repeats", "0"], "--repeats must be 1 or more, not 0"),
-        (["--output", "no/such/folder/x.json"], "cannot write no/such/folder/x.json: no folder"),
-        (["--output", "."], "cannot write .: it is a folder"),
-    ],
-)
-def test_a_benchmark_refuses_bad_input_before_it_measures(capsys, arguments, complaint):
-    assert main(["bench", "prompts.jsonl", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert complaint in captured.err
-    assert captured.err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
     ("content", "complaint"),
     [
         ("", "is empty"),

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import torch
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

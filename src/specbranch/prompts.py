@@ -33,14 +33,14 @@ def math_prompt(question: str) -> str:
     return f"Question: {question.strip()}\nAnswer:"
 
 
-def row_prompt(row: dict[str, Any]) -> str | None:
-    """The prompt of a row: HumanEval's `prompt`, GSM8K's `question`, Spec-Bench's first turn."""
+def row_turns(row: dict[str, Any]) -> list[str] | None:
+    """What the user says in a row: HumanEval's `prompt`, GSM8K's `question`, Spec-Bench's turns."""
     if "prompt" in row:
-        return str(row["prompt"])
+        return [str(row["prompt"])]
     if "question" in row:
-        return math_prompt(row["question"])
-    if row.get("turns"):
-        return str(row["turns"][0])
+        return [math_prompt(row["question"])]
+    if isinstance(row.get("turns"), list) and row["turns"]:
+        return [str(turn) for turn in row["turns"]]
     return None
 
 
@@ -62,12 +62,12 @@ def read_prompts(file: Path, limit: int | None = None) -> list[str]:
     for number, row in enumerate(read_jsonl(file), start=1):
         if limit is not None and number > limit:
             break
-        prompt = row_prompt(row)
-        if prompt is None:
+        turns = row_turns(row)
+        if turns is None:
             raise InputError(
                 f"{file}, row {number}: no prompt; a row needs 'prompt', 'question' or 'turns'"
             )
-        prompts.append(prompt)
+        prompts.append(turns[0])
     if not prompts:
         raise InputError(f"{file} has no rows")
     return prompts

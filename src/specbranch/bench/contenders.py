@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from specbranch.decoders import DecodingOptions
 from specbranch.llm import LLM, Prompt
@@ -11,35 +12,65 @@ from specbranch.options import MOST_BRANCHES
 from specbranch.outputs import RequestOutput
 from specbranch.sampling import SamplingParams
 
-PLAIN = "plain decoding"
-SPECBRANCH = "SpecBranch"
-PAPER = "SpecBranch as in the paper"
-IN_TURN = "SpecBranch, models in turn on all cores"
-ON_SHARE = "plain decoding on the target's share of the cores"
-BIT_EXACT = "plain decoding, bit-exact, on the target's share of the cores"
+# Names, as in files and options.
+PLAIN = "plain"
+SPECBRANCH = "specbranch"
+PAPER = "specbranch-paper"
+ON_SHARE = "plain-share"
+BIT_EXACT = "plain-exact"
+IN_TURN = "specbranch-in-turn"
 # Verifications of several lengths with nothing beside them.
-BY_ITSELF = {
-    gamma: f"SpS, γ = {gamma}, with the target on its share of the cores" for gamma in (1, 4, 8)
-}
-
+BY_ITSELF = {gamma: f"sps-{gamma}-share" for gamma in (1, 4, 8)}
 
 AS_IN_THE_PAPER = DecodingOptions("auto", 0.3, MOST_BRANCHES, "point", "always", retrieval=False)
 
 
+class Entrant(Protocol):
+    """One way to decode, under a name.
+
+    Attributes:
+        name: as in files and options.
+        label: for people.
+        competes: whether it is a row of the table, or only there to be compared with.
+        exact: whether its texts are to be plain decoding's, token by token.
+        samples: whether it draws the same tokens as the others at a temperature above 0.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def competes(self) -> bool: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def samples(self) -> bool: ...
+
+    def generate(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
+        """Decode one prompt."""
+
+
 @dataclass(frozen=True)
 class Contender:
-    """One way to decode.
+    """A method of ours.
 
     Attributes:
         llm: on the lanes where the method is at its fastest.
-        competes: whether it is a row of the table, or only there to be compared with.
     """
 
+    name: str
     label: str
     llm: LLM
     method: str
     options: DecodingOptions
     competes: bool = True
+    samples: bool = True
+
+    @property
+    def exact(self) -> bool:
+        """Natural widths round differently."""
+        return self.llm.width.aligned and self.name != BIT_EXACT
 
     def generate(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
         """Decode one prompt."""
@@ -79,35 +110,47 @@ class Pair:
         """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
         gamma = 8 if options.gamma == "auto" else options.gamma
         fixed = replace(options, gamma=gamma)
+        plain = self.in_turn.plain()
         return [
-            Contender(PLAIN, self.in_turn.plain(), "autoregressive", options),
-            Contender(f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),
-            Contender(f"PEARL, γ = {gamma}", self.parallel, "pearl", fixed),
-            Contender(SPECBRANCH, self.parallel, "specbranch", options),
+            Contender(PLAIN, "plain decoding", plain, "autoregressive", options),
+            Contender(f"sps-{gamma}", f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),
+            Contender(f"pearl-{gamma}", f"PEARL, γ = {gamma}", self.parallel, "pearl", fixed),
+            Contender(SPECBRANCH, "SpecBranch", self.parallel, "specbranch", options),
         ]
 
     def field(self, options: DecodingOptions) -> list[Contender]:
-        """All methods, SpS with short chains, too, and what the lanes are measured by."""
+        """All methods, SpS with short chains, too, and plain decoding of several kinds."""
         contenders = self.lineup(options)
         if options.gamma != 4:
             short = replace(options, gamma=4)
-            contenders.insert(1, Contender("SpS, γ = 4", self.in_turn, "speculative", short))
+            four = Contender("sps-4", "SpS, γ = 4", self.in_turn, "speculative", short)
+            contenders.insert(1, four)
         free = replace(options, gamma="auto")
         contenders[1:1] = [
-            Contender("prompt lookup", self.in_turn, "lookup", free),
-            Contender("lookahead", self.in_turn, "lookahead", free),
-            Contender("AdaEDL", self.in_turn, "adaedl", free),
+            Contender("lookup", "prompt lookup", self.in_turn, "lookup", free),
+            Contender("lookahead", "lookahead", self.in_turn, "lookahead", free),
+            Contender("adaedl", "AdaEDL", self.in_turn, "adaedl", free),
         ]
-        contenders.append(Contender(PAPER, self.parallel, "specbranch", AS_IN_THE_PAPER))
+        paper = "SpecBranch as in the paper"
+        contenders.append(Contender(PAPER, paper, self.parallel, "specbranch", AS_IN_THE_PAPER))
         kept = self.parallel.on_target_share()
-        contenders.append(Contender(BIT_EXACT, kept, "autoregressive", options, competes=False))
+        exact = Contender(BIT_EXACT, "plain decoding, bit-exact", kept, "autoregressive", options)
+        contenders.append(replace(exact, competes=False))
         if self.in_turn is not self.parallel:
-            contenders += [
-                Contender(IN_TURN, self.in_turn, "specbranch", options, competes=False),
-                Contender(ON_SHARE, kept.plain(), "autoregressive", options, competes=False),
-            ]
-            contenders += [
-                Contender(label, kept, "speculative", replace(options, gamma=gamma), competes=False)
-                for gamma, label in BY_ITSELF.items()
-            ]
+            label = "plain decoding on the target's share of the cores"
+            share = Contender(ON_SHARE, label, kept.plain(), "autoregressive", options)
+            contenders.append(replace(share, competes=False))
         return contenders
+
+    def for_overlap(self, options: DecodingOptions) -> list[Contender]:
+        """What overlap is measured by, besides `field`; nobody where nothing overlaps."""
+        if self.in_turn is self.parallel:
+            return []
+        kept = self.parallel.on_target_share()
+        label = "SpecBranch, models in turn on all cores"
+        found = [Contender(IN_TURN, label, self.in_turn, "specbranch", options, competes=False)]
+        for gamma, name in BY_ITSELF.items():
+            label = f"SpS, γ = {gamma}, with the target on its share of the cores"
+            fixed = replace(options, gamma=gamma)
+            found.append(Contender(name, label, kept, "speculative", fixed, competes=False))
+        return found

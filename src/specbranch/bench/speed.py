@@ -1,167 +1,154 @@
-"""What a benchmark found: speed of each method, and how well the lanes overlap."""
+"""What a benchmark found: the speed of each method, with intervals over the questions."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from statistics import median
 
-from specbranch.bench.contenders import (
-    BY_ITSELF,
-    IN_TURN,
-    ON_SHARE,
-    PLAIN,
-    SPECBRANCH,
-    Contender,
-)
-from specbranch.bench.interleave import Results
-from specbranch.lanes.virtual import Costs
-from specbranch.metrics import Metrics, Round
+import numpy as np
+
+from specbranch.bench.contenders import ON_SHARE, PLAIN
+from specbranch.bench.run import Heat
+from specbranch.bench.suites import Question
+from specbranch.metrics import Metrics
 from specbranch.timeline import target_idle
+
+ALL = "mean of suites"
+RESAMPLES = 4000
+LEAST = 3  # questions: fewer say nothing about others
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median, least and most of several repeats."""
+class Interval:
+    """A ratio, and between what it lies with 95 % confidence; None where too few were asked."""
 
-    middle: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        found = list(values)
-        return cls(median(found), min(found), max(found))
+    value: float
+    low: float | None = None
+    high: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
+        if self.low is None:
+            return f"{self.value:.2f}"
+        return f"{self.value:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One row of the table.
+    """One method on one suite.
 
     Attributes:
-        tokens_per_second: of the repeats.
-        over_plain: ratio to plain decoding on all cores, repeat by repeat.
+        draft, temperature, suite, method: what was measured; the suite may be the mean of all.
+        questions: how many.
+        tokens_per_second: mean over the questions, as Spec-Bench has it.
+        over_plain: ratio to plain decoding on all cores.
         over_share: ratio to plain decoding on the target's share of the cores: the paper's setting,
-            in which only the method has the draft's hardware.
+            in which only the methods with a draft have the draft's hardware.
         accepted: M.
         rollback: RB.
-        idle: share of the decoding time in which the target verified nothing.
+        rollback_of_all: rolled-back tokens ÷ all drafted tokens, as the paper counts.
+        calls: target verifications for each 100 tokens.
+        idle: share of the decoding time in which the target verified nothing; None if unknown.
     """
 
-    label: str
-    tokens_per_second: Spread
-    over_plain: Spread
-    over_share: Spread
+    draft: str
+    temperature: float
+    suite: str
+    method: str
+    questions: int
+    tokens_per_second: float
+    over_plain: Interval
+    over_share: Interval
     accepted: float
     rollback: float
-    idle: float
+    rollback_of_all: float
+    calls: float
+    idle: float | None
 
 
-def speeds(contenders: Sequence[Contender], results: Results) -> list[Speed]:
-    """The table, one row a contender that competes."""
-    rows = []
-    for contender in contenders:
-        if not contender.competes:
-            continue
-        ours = results.metrics[contender.label]
-        total: Metrics = reduce(add, ours)
-        rows.append(
-            Speed(
-                contender.label,
-                Spread.of(m.tokens_per_second for m in ours),
-                _ratio(ours, results.metrics[PLAIN]),
-                _ratio(ours, results.metrics.get(ON_SHARE, results.metrics[PLAIN])),
-                total.mean_accepted_length,
-                total.rollback_rate,
-                target_idle(results.rounds[contender.label]),
-            )
-        )
-    return rows
+def by_suite(question: Question) -> str:
+    """Where a question counts."""
+    return question.suite
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """How well SpecBranch's lanes overlap.
+def speeds(
+    heats: Sequence[Heat], names: Iterable[str], part: Callable[[Question], str] = by_suite
+) -> list[Speed]:
+    """All rows: by draft, temperature, suite (and their mean) and method, in order of appearance.
 
-    Attributes:
-        round_time: median time of a round's overlapped step ÷ that of its longer lane call.
-        idle: share of the decoding time in which the target verified nothing.
-        steady_idle: the same in the rounds after a hit.
-        gain: decoding time of the same texts by the same decoder with the models in turn, each on
-            all cores, ÷ its time; text by text.
-        gain_with_prompt: the same with the reading of the prompt, where nothing can overlap;
-            repeat by repeat.
-        slow_down: verification beside a working draft ÷ one of as many tokens without, on the same
-            cores; the median.
-        c: median verification ÷ median draft step.
+    Args:
+        names: of the methods that are rows.
+        part: what the questions are parted by, instead of the suite.
     """
-
-    round_time: float
-    idle: float
-    steady_idle: float
-    gain: Spread
-    gain_with_prompt: Spread
-    slow_down: float
-    c: float
-
-
-def overlap(results: Results) -> Overlap | None:
-    """Figures of the contender `SpecBranch`; None where its lanes never overlap."""
-    if IN_TURN not in results.metrics:
-        return None
-    texts = results.rounds[SPECBRANCH]
-    both = [r for rounds in texts for r in rounds if r.branching and r.verification]
-    alone = [r for label in BY_ITSELF.values() for rounds in results.rounds[label] for r in rounds]
-    if not both:
-        return None
-    verification = median(r.verification.seconds for r in both if r.verification)
-    bursts = [r.branching for r in both if r.branching and r.branching.forwards]
-    steps = [burst.seconds / len(burst.forwards) for burst in bursts]
-    return Overlap(
-        median(map(_overlapped, both)),
-        target_idle(texts),
-        target_idle(texts, steady=True),
-        Spread.of(
-            sum(r.seconds for r in slow) / sum(r.seconds for r in fast)
-            for slow, fast in zip(results.rounds[IN_TURN], texts, strict=False)
-        ),
-        _ratio(results.metrics[SPECBRANCH], results.metrics[IN_TURN]),
-        _slow_down(both, alone),
-        verification / median(steps),
-    )
-
-
-def _overlapped(done: Round) -> float:
-    assert done.branching is not None and done.verification is not None
-    draft_stage = done.drafting.seconds if done.drafting else 0.0
-    return (done.seconds - draft_stage) / max(done.branching.seconds, done.verification.seconds)
-
-
-def _slow_down(beside: Iterable[Round], alone: Iterable[Round]) -> float:
-    """The median over forwards, each held against the median of its size."""
-    expected = Costs({n: median(seconds) for n, seconds in _by_tokens(alone).items()})
-    ratios = [
-        seconds / expected.seconds(n)
-        for n, taken in _by_tokens(beside).items()
-        for seconds in taken
-    ]
-    return median(ratios)
-
-
-def _by_tokens(rounds: Iterable[Round]) -> dict[int, list[float]]:
-    """Seconds of verifications by the number of tokens."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for verification in (r.verification for r in rounds if r.verification):
-        found[sum(verification.forwards)].append(verification.seconds)
+    names = list(names)
+    found = []
+    for draft, temperature in dict.fromkeys((h.draft, h.temperature) for h in heats):
+        ours = [h for h in heats if (h.draft, h.temperature) == (draft, temperature)]
+        parts = {
+            name: [h for h in ours if part(h.question) == name]
+            for name in dict.fromkeys(part(h.question) for h in ours)
+        }
+        whole = {ALL: list(parts.values())} if len(parts) > 1 else {}
+        for suite, strata in ({s: [hs] for s, hs in parts.items()} | whole).items():
+            answered = [h.answers for stratum in strata for h in stratum]
+            there = [name for name in names if all(name in answers for answers in answered)]
+            found += [_speed(draft, temperature, suite, name, strata) for name in there]
     return found
 
 
-def _ratio(ours: Sequence[Metrics], theirs: Sequence[Metrics]) -> Spread:
-    pairs = zip(ours, theirs, strict=True)
-    return Spread.of(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+def _speed(
+    draft: str, temperature: float, suite: str, name: str, strata: list[list[Heat]]
+) -> Speed:
+    plain, ours = ([rates(s, which) for s in strata] for which in (PLAIN, name))
+    on_share = [rates(s, ON_SHARE if ON_SHARE in s[0].answers else PLAIN) for s in strata]
+    turns = [turn for stratum in strata for heat in stratum for turn in heat.answers[name]]
+    total: Metrics = reduce(add, (turn.metrics for turn in turns))
+    texts = [turn.rounds for turn in turns]
+    timed = any(done.verification for rounds in texts for done in rounds)
+    return Speed(
+        draft,
+        temperature,
+        suite,
+        name,
+        sum(map(len, ours)),
+        float(np.mean([rate.mean() for rate in ours])),
+        ratio(ours, plain) if name != PLAIN else Interval(1.0),
+        ratio(ours, on_share),
+        total.mean_accepted_length,
+        total.rollback_rate,
+        total.fates.rolled_back / total.fates.total if total.fates.total else 0.0,
+        100 * total.target_calls / total.committed,
+        target_idle(texts) if timed else None,
+    )
+
+
+def rates(heats: Iterable[Heat], name: str) -> np.ndarray:
+    """Tokens a second of each question, all turns and repeats together: (questions,) float64."""
+    sums: dict[tuple[str, object], Metrics] = {}
+    for heat in heats:
+        key = heat.question.suite, heat.question.id
+        for turn in heat.answers[name]:
+            sums[key] = sums.get(key, Metrics()) + turn.metrics
+    return np.array([metrics.tokens_per_second for metrics in sums.values()])
+
+
+def ratio(ours: list[np.ndarray], theirs: list[np.ndarray]) -> Interval:
+    """Mean speed ÷ mean speed, averaged over the strata.
+
+    The interval is the percentile bootstrap's over the questions, which are drawn in pairs and
+    within their strata. It says how much another choice of questions may change, not the clock.
+
+    Args:
+        ours, theirs: a stratum each, (questions,), the same questions in the same places.
+    """
+    value = float(np.mean([a.mean() / b.mean() for a, b in zip(ours, theirs, strict=True)]))
+    if sum(map(len, ours)) < LEAST:
+        return Interval(value)
+    rng = np.random.default_rng(0)
+    drawn = np.zeros(RESAMPLES)
+    for a, b in zip(ours, theirs, strict=True):
+        chosen = rng.integers(len(a), size=(RESAMPLES, len(a)))
+        drawn += a[chosen].mean(1) / b[chosen].mean(1) / len(ours)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

@@ -1,98 +1,191 @@
-"""``specbranch bench``: speed, measured side by side in one run."""
+"""``specbranch bench``: speed, measured side by side in one run, and a report of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from specbranch.bench.interleave import Results, interleave
-from specbranch.bench.speed import Overlap, Speed, overlap, speeds
-from specbranch.cli.checks import check_counts, check_writable
+from specbranch.bench.answers import write_answers, write_tokenizer
+from specbranch.bench.contenders import Entrant, Pair
+from specbranch.bench.environment import machine, pair_facts
+from specbranch.bench.outside import outsiders
+from specbranch.bench.report import Report, write_rounds
+from specbranch.bench.run import RunFolder, plan, run
+from specbranch.bench.speed import Speed
+from specbranch.bench.suites import PAPER_SUITES, TEN, Question, load_suite
+from specbranch.cli.checks import check_counts
 from specbranch.cli.pair import load_both, sampling_params
 from specbranch.errors import InputError
-from specbranch.prompts import read_prompts
+from specbranch.models.loading import ModelSpec, load_tokenizer
+from specbranch.sampling import SamplingParams
+from specbranch.zoo import PREDICTORS
 
 
-def _table(rows: list[Speed], title: str) -> Table:
-    table = Table(title=title)
-    headings = ("method", "tokens/s", "× plain", "× plain on target's share", "M", "RB", "idle")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "method" else "right")
-    for row in rows:
-        table.add_row(
-            row.label,
-            f"{row.tokens_per_second.middle:.1f}",
-            str(row.over_plain),
-            str(row.over_share),
-            f"{row.accepted:.2f}",
-            f"{row.rollback:.2f}",
-            f"{100 * row.idle:.0f} %",
+@dataclass(frozen=True)
+class Grid:
+    """What is run, where the user did not say: enough for a table, for the paper's, or a glance."""
+
+    drafts: list[str]
+    suites: list[str]
+    temperatures: list[float]
+    limit: int
+    repeats: int
+    max_tokens: int
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Grid:
+        whole = options.reproduce is not None
+        quick = options.quick
+        return cls(
+            options.drafts or ([*PREDICTORS] if whole else [options.draft]),
+            options.suites or ([*PAPER_SUITES] if whole else [TEN]),
+            options.temperatures or ([0.0, 1.0] if whole else [0.0]),
+            options.limit or ((1 if quick else 3) if whole else (3 if quick else 10)),
+            options.repeats or (1 if quick else 2 if whole else 3),
+            options.max_tokens or (48 if quick else 128),
         )
-    return table
 
 
-def _describe(found: Overlap) -> str:
-    return "\n".join(
-        (
-            f"SpecBranch's lanes: round ÷ longer lane {found.round_time:.3f}; "
-            f"target idle {100 * found.idle:.1f} %, after a hit {100 * found.steady_idle:.1f} %; "
-            f"c {found.c:.1f}",
-            f"gain of overlap over the models in turn on all cores: {found.gain}; "
-            f"with the reading of the prompt: {found.gain_with_prompt}",
-            f"the target's forward beside a working draft takes {found.slow_down:.2f} of its time "
-            "alone on the same cores",
-        )
-    )
+def _settings(options: argparse.Namespace, grid: Grid) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one it goes on with."""
+    names = ["target", "dtype", "width", "top_k", "top_p", "min_p", "repetition_penalty"]
+    names += ["seed", "prompt_tokens", "methods", "gamma", "epsilon", "k_max", "branching", "hrad"]
+    names += ["retrieval", "speculate", "enforce_eager", "lanes", "overlap", "reproduce"]
+    return asdict(grid) | {name: getattr(options, name) for name in names}
 
 
-def _report(rows: list[Speed], lanes: Overlap | None, results: Results) -> dict[str, object]:
-    return {
-        "speeds": [asdict(row) for row in rows],
-        "overlap": asdict(lanes) if lanes else None,
-        "texts": {"compared": results.compared, "identical": results.identical},
-    }
+def _entrants(pair: Pair, options: argparse.Namespace) -> list[Entrant]:
+    """Who takes part: everybody, or those asked for and what they are compared with."""
+    ours = pair.field(pair.parallel.options)
+    if options.overlap:
+        ours += pair.for_overlap(pair.parallel.options)
+    asked = options.methods
+    entrants: list[Entrant] = [*ours]
+    # On a virtual clock their time is not the others' time.
+    if pair.parallel.lanes != "virtual" and (not asked or any("transformers" in a for a in asked)):
+        specs = [
+            ModelSpec(name, options.dtype, device or options.device, options.sharded and not place)
+            for place, (name, device) in enumerate(
+                ((options.target, options.target_device), (options.draft, options.draft_device))
+            )
+        ]
+        entrants += outsiders(pair.parallel, *specs)
+    if not asked:
+        return entrants
+    if unknown := set(asked) - {entrant.name for entrant in entrants}:
+        known = ", ".join(entrant.name for entrant in entrants if entrant.competes)
+        raise InputError(f"no method '{min(unknown)}' to measure: use {known}")
+    kept = {"plain", "specbranch", *asked}
+    return [entrant for entrant in entrants if entrant.name in kept or not entrant.competes]
 
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure; 1 if any text differs from plain decoding's."""
+    check_counts(options, "repeats", "limit", "prompt_tokens", "max_tokens")
+    if options.acceptance != "coupled":
+        raise InputError("texts can be compared with --acceptance coupled only")
+    grid = Grid.of(options)
+    options.max_tokens, options.seed = grid.max_tokens, options.seed or 0
     params = sampling_params(options)
-    if not params.greedy and params.acceptance == "rejection":
-        raise InputError("texts can be compared with greedy decoding or --acceptance coupled only")
-    if not params.greedy and params.seed is None:
-        params = replace(params, seed=0)
-    check_counts(options, "repeats", "limit", "prompt_tokens")
-    if options.output:
-        check_writable(options.output)
-    texts = [text for file in options.files for text in read_prompts(file, options.limit)]
+    if any(temperature < 0 for temperature in grid.temperatures):
+        raise InputError(f"temperature must be 0 (greedy) or more, not {min(grid.temperatures):g}")
+    if "none" in grid.drafts:
+        raise InputError("a comparison of methods needs a draft model")
+    questions = [q for s in grid.suites for q in load_suite(s, grid.limit, options.data)]
+    with ExitStack() as stack:
+        out = options.out or Path(stack.enter_context(TemporaryDirectory()))
+        folder = RunFolder(out, _settings(options, grid))
+        try:
+            for draft in grid.drafts:
+                options.draft = draft
+                _run_draft(options, grid, questions, params, folder)
+        except KeyboardInterrupt:
+            if not folder.heats():
+                raise
+            Console(stderr=True).print("interrupted: the report is of what is finished")
+        return _report(options, folder)
+
+
+def _run_draft(
+    options: argparse.Namespace,
+    grid: Grid,
+    questions: list[Question],
+    params: SamplingParams,
+    folder: RunFolder,
+) -> None:
+    done = {heat.key for heat in folder.heats()}
+    heats = list(plan(options.draft, grid.temperatures, grid.repeats, questions))
+    left = [heat for heat in heats if heat.key not in done]
+    if not left:
+        return
+    if len(left) < len(heats):
+        Console(stderr=True).print(f"{options.draft}: {len(heats) - len(left)} questions are done")
     pair = load_both(options)
-    llm = pair.parallel
-    # Prompts as tokens, the long ones cut.
-    encoded = llm.tokenizer(texts, truncation=True, max_length=options.prompt_tokens)
-    prompts = encoded["input_ids"]
-    contenders = pair.field(llm.options)
-    results = interleave(contenders, prompts, params, options.repeats)
-    pair.close()
-    rows, lanes = speeds(contenders, results), overlap(results)
-    done = len(results.metrics[rows[0].label])
-    title = (
-        f"{llm.target.name} + {llm.draft.name if llm.draft else 'none'}, {len(prompts)} prompts, "
-        f"median (range) of {done} repeats"
-    )
+    try:
+        entrants = _entrants(pair, options)
+        _remember(folder.folder, options.draft, pair_facts(pair, entrants))
+        tokenizer = pair.parallel.tokenizer
+        run(entrants, left, tokenizer, params, options.prompt_tokens, folder)
+    finally:
+        pair.close()
+
+
+def _remember(folder: Path, draft: str, facts: dict[str, Any]) -> None:
+    file = folder / "environment.json"
+    known = json.loads(file.read_text()) if file.exists() else {"pairs": {}}
+    known = {"machine": machine(), "pairs": known["pairs"] | {draft: facts}}
+    file.write_text(json.dumps(known, indent=2) + "\n")
+
+
+def _report(options: argparse.Namespace, folder: RunFolder) -> int:
+    heats = folder.heats()
+    facts = json.loads((folder.folder / "environment.json").read_text())
+    settings = json.loads((folder.folder / "settings.json").read_text())
+    report = Report(folder.folder, heats, facts, settings)
     console = Console()
-    console.print(_table(rows, title))
-    if lanes:
-        console.print(_describe(lanes))
-        console.print(
-            "equal cores: plain decoding and SpS have all of them for each model in turn "
-            f"({llm.placement.alone}); SpecBranch and PEARL split them (target "
-            f"{llm.placement.target}, draft {llm.placement.draft}). The paper's setting compares "
-            "with plain decoding on the target's share, without the draft's hardware."
+    for draft, temperature in dict.fromkeys((r.draft, r.temperature) for r in report.speeds):
+        rows = [r for r in report.speeds if (r.draft, r.temperature) == (draft, temperature)]
+        rows = [r for r in rows if r.suite == rows[-1].suite]
+        console.print(_table(rows, report.labels))
+    same, compared = report.texts
+    console.print(f"plain decoding's tokens: {same} of {compared} texts")
+    if options.out:
+        written = report.write()
+        (options.out / "speeds.json").write_text(
+            json.dumps([asdict(row) for row in report.speeds], indent=2) + "\n"
         )
-    console.print(f"plain decoding's tokens: {results.identical} of {results.compared} texts")
-    if options.output:
-        options.output.write_text(json.dumps(_report(rows, lanes, results), indent=2) + "\n")
-    return int(results.identical < results.compared)
+        write_rounds(heats, options.out / "rounds.jsonl")
+        names = [*report.rows]
+        write_answers(heats, names, options.out / "answers")
+        write_tokenizer(load_tokenizer(options.target), options.out / "answers" / "tokenizer")
+        console.print(f"wrote {', '.join(map(str, written))}")
+    return int(same < compared)
+
+
+def _table(rows: list[Speed], labels: dict[str, str]) -> Table:
+    first = rows[0]
+    sampling = "greedy" if first.temperature == 0 else f"temperature {first.temperature:g}"
+    table = Table(title=f"{first.draft}, {sampling}, {first.suite}: {first.questions} questions")
+    headings = ("method", "tokens/s", "× plain", "paper's setting", "M", "RB", "idle")
+    for heading in headings:
+        method = heading == "method"
+        table.add_column(heading, justify="left" if method else "right", no_wrap=method)
+    for row in rows:
+        table.add_row(
+            labels[row.method],
+            f"{row.tokens_per_second:.1f}",
+            str(row.over_plain),
+            f"{row.over_share.value:.2f}",
+            f"{row.accepted:.2f}",
+            f"{row.rollback:.2f}",
+            "–" if row.idle is None else f"{100 * row.idle:.0f} %",
+        )
+    return table

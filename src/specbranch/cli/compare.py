@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from specbranch import timeline
 from specbranch.bench.contenders import PLAIN
-from specbranch.bench.interleave import WARM_UP
+from specbranch.bench.run import WARM_UP
 from specbranch.cli.pair import load_both, sampling_params
 from specbranch.errors import InputError
 
@@ -25,19 +25,20 @@ def run_compare(options: argparse.Namespace) -> int:
     if options.timeline:
         timeline.check_file(options.timeline)
     pair = load_both(options)
-    outputs = {}
+    outputs, labels = {}, {}
     for contender in tqdm(pair.lineup(pair.parallel.options), desc="methods", file=sys.stderr):
         contender.generate(options.prompt, WARM_UP)
-        outputs[contender.label] = contender.generate(options.prompt, params)
+        outputs[contender.name] = contender.generate(options.prompt, params)
+        labels[contender.name] = contender.label
     pair.close()
     plain = outputs[PLAIN].metrics.tokens_per_second
     table = Table()
     for heading in ("method", "tokens", "tokens/s", "speed-up", "M", "RB", "target idle"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
-    for label, output in outputs.items():
+    for name, output in outputs.items():
         metrics = output.metrics
         table.add_row(
-            label,
+            labels[name],
             str(metrics.committed),
             f"{metrics.tokens_per_second:.1f}",
             f"{metrics.tokens_per_second / plain:.2f}",
@@ -49,6 +50,7 @@ def run_compare(options: argparse.Namespace) -> int:
     console.print(table)
     console.print(Text("one run of one prompt: `specbranch bench` measures speed", style="dim"))
     if options.timeline:
-        timeline.save({label: o.rounds for label, o in outputs.items()}, options.timeline)
+        shown = {labels[name]: output.rounds for name, output in outputs.items()}
+        timeline.save(shown, options.timeline)
         console.print(f"wrote {options.timeline}")
     return 0

@@ -67,7 +67,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     add = group.add_argument
     add("--max-tokens", type=int, default=128)
-    add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    if parser.get_default("temperature") is None:
+        add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     add("--top-k", type=int, default=0)
     add("--top-p", type=float, default=1.0)
     add("--min-p", type=float, default=0.0)
@@ -82,14 +83,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_method(parser: argparse.ArgumentParser) -> None:
+def _add_drafting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     add = group.add_argument
-    add(
-        "--method",
-        help="specbranch (default), pearl, speculative, adaedl; without a draft: lookup, "
-        "lookahead, autoregressive",
-    )
     add(
         "--gamma",
         type=_number_or_word,
@@ -136,6 +132,40 @@ def _add_hrad(parser: argparse.ArgumentParser) -> None:
     add("--plot", type=Path, help="draw the feature space: .svg or .png")
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "suites",
+        nargs="*",
+        help="a .jsonl file with a prompt a row; ten (default: ten prompts that are shipped); or "
+        "humaneval, gsm8k, cnndm, spec_bench, through the datasets library or from --data",
+    )
+    add("--data", type=Path, help="folder with public suites as files, such as humaneval.jsonl")
+    add(
+        "--out", type=Path, help="folder for report, answers and records; goes on with one it began"
+    )
+    add("--limit", type=int, help="questions of each suite, spread over it (default 10)")
+    add("--repeats", type=int, help="of the whole (default 3)")
+    add("--drafts", nargs="+", help="several, one after the other (default: --draft)")
+    add("--temperatures", nargs="+", type=float, help="0 is greedy (default 0)")
+    add("--methods", nargs="+", help="only these rows, besides plain and specbranch")
+    add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
+    add("--overlap", action="store_true", help="measure how well the lanes overlap, too")
+    add("--quick", action="store_true", help="3 questions a suite, 48 tokens, once: a glance")
+    add(
+        "--reproduce",
+        choices=["paper"],
+        help="the paper's grid: both bundled drafts, its suites, temperatures 0 and 1; the "
+        "published figures are laid beside ours",
+    )
+    # Which temperatures, and how many tokens, is the grid's choice.
+    parser.set_defaults(temperature=0.0)
+    _add_drafting(parser)
+    _add_pair(parser)
+    _add_sampling(parser)
+    parser.set_defaults(max_tokens=None)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="specbranch",
@@ -159,28 +189,23 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="run plain decoding too, check that the tokens are the same, print both in a table",
     )
-    _add_method(generate)
+    generate.add_argument(
+        "--method",
+        help="specbranch (default), pearl, speculative, adaedl; without a draft: lookup, "
+        "lookahead, autoregressive",
+    )
+    _add_drafting(generate)
     _add_pair(generate)
     _add_sampling(generate)
 
     compare = commands.add_parser("compare", help="decode one prompt by every method")
     compare.add_argument("prompt", help="the text to continue")
     compare.add_argument("--timeline", type=Path, help=_TIMELINE)
-    _add_method(compare)
+    _add_drafting(compare)
     _add_pair(compare)
     _add_sampling(compare)
 
-    bench = commands.add_parser("bench", help="measure the speed of every method side by side")
-    bench.add_argument("files", type=Path, nargs="+", help="prompts: .jsonl files, one a row")
-    bench.add_argument("--limit", type=int, default=5, help="prompts of each file (default 5)")
-    bench.add_argument(
-        "--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)"
-    )
-    bench.add_argument("--repeats", type=int, default=3, help="of the whole (default 3)")
-    bench.add_argument("--output", type=Path, help="write the figures as JSON, too")
-    _add_method(bench)
-    _add_pair(bench)
-    _add_sampling(bench)
+    _add_bench(commands.add_parser("bench", help="measure every method's speed side by side"))
 
     _add_hrad(commands.add_parser("hrad", help="train the predictor of how much to draft"))
 

@@ -1,0 +1,116 @@
+"""`transformers`' own decoding, as a reference from outside: plain, assisted, prompt lookup."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from specbranch.errors import InputError
+from specbranch.llm import LLM
+from specbranch.metrics import Metrics, Round
+from specbranch.models.loading import ModelSpec, load_model
+from specbranch.outputs import CompletionOutput, RequestOutput
+from specbranch.sampling import SamplingParams
+from specbranch.sequence import FinishReason
+
+LOOKUP_TOKENS = 10  # what transformers' documentation uses
+
+
+@dataclass(frozen=True)
+class Outsider:
+    """`transformers.generate` with its own defaults, greedy.
+
+    Attributes:
+        llm: whose special tokens and tokenizer count.
+        given: to `generate`, besides the prompt and the length.
+    """
+
+    name: str
+    label: str
+    llm: LLM
+    model: PreTrainedModel
+    given: dict[str, Any] = field(default_factory=dict)
+    competes: bool = True
+    exact: bool = False
+    samples: bool = False
+
+    def generate(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
+        """Decode one prompt.
+
+        Raises:
+            InputError: sampling, whose randomness is not ours.
+        """
+        if not params.greedy:
+            raise InputError("the reference of transformers is greedy")
+        stops = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            stops |= self.llm.target.eos_ids
+        # What the folder's own configuration may ask for besides, such as sampling, is left out.
+        config = GenerationConfig(
+            max_new_tokens=params.max_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stops) or None,
+            pad_token_id=0,
+        )
+        ids = torch.tensor([prompt], device=self.model.device)
+        mask = torch.ones_like(ids)
+        verified: list[int] = []
+
+        def note(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            verified.append(kwargs["past_key_values"].get_seq_length())
+
+        hook = self.model.register_forward_pre_hook(note, with_kwargs=True)
+        begun = time.perf_counter()
+        try:
+            out = self.model.generate(
+                ids, attention_mask=mask, generation_config=config, **self.given
+            )
+            found = out[0, len(prompt) :].tolist()
+            seconds = time.perf_counter() - begun
+        finally:
+            hook.remove()
+        rounds = _rounds(verified, len(prompt), found)
+        metrics = Metrics(seconds=seconds)
+        for done in rounds:
+            metrics.add(done)
+        reason = FinishReason.STOP if found and found[-1] in stops else FinishReason.LENGTH
+        tokenizer = self.llm.tokenizer
+        text = tokenizer.decode(found, skip_special_tokens=True) if tokenizer else ""
+        completion = CompletionOutput(text, found, [], reason)
+        return RequestOutput("", prompt, [completion], params, metrics, rounds)
+
+
+def _rounds(verified: list[int], prompt: int, tokens: list[int]) -> list[Round]:
+    """What each target forward committed, told by how much was in the cache before the next one.
+
+    The cache lacks only the last committed token.
+    """
+    ends = [max(0, length + 1 - prompt) for length in verified[1:]] + [len(tokens)]
+    begins = [0, *ends]
+    return [Round(tokens=tokens[a:b]) for a, b in zip(begins, ends, strict=False)]
+
+
+def outsiders(llm: LLM, target: ModelSpec, draft: ModelSpec) -> list[Outsider]:
+    """The three of them, with models of their own in this process, on all of its cores."""
+    model, assistant = load_model(target), load_model(draft)
+    return [
+        Outsider("transformers", "transformers", llm, model),
+        Outsider(
+            "transformers-assisted",
+            "transformers, assisted",
+            llm,
+            model,
+            {"assistant_model": assistant},
+        ),
+        Outsider(
+            "transformers-lookup",
+            "transformers, prompt lookup",
+            llm,
+            model,
+            {"prompt_lookup_num_tokens": LOOKUP_TOKENS},
+        ),
+    ]

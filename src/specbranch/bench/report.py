@@ -1,0 +1,357 @@
+"""The report of a run: Markdown, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from specbranch import timeline
+from specbranch.bench import paper, plots
+from specbranch.bench.contenders import PLAIN, SPECBRANCH
+from specbranch.bench.overlap import overlap
+from specbranch.bench.predicted import predictions
+from specbranch.bench.run import Heat, identical
+from specbranch.bench.speed import ALL, Speed, speeds
+
+METHODS = (
+    "M is the number of tokens committed per target call, RB the rolled-back share of the tokens "
+    "drafted on the main path; idle is the share of the decoding time in which the target verified "
+    "nothing. Equal cores: SpecBranch and PEARL split the cores between the models, all others "
+    "have all cores for each model in turn. Tokens a second are means over the questions, time of "
+    "reading the prompt included. Intervals are 95 % bootstrap intervals over the questions."
+)
+
+MT_BENCH = (
+    "writing",
+    "roleplay",
+    "reasoning",
+    "math",
+    "coding",
+    "extraction",
+    "stem",
+    "humanities",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings, and rows of as many cells; `words` are cells of text rather than of figures."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing, as a file beside the report and as SVG."""
+
+    file: str
+    svg: str
+    caption: str
+
+
+@dataclass
+class Section:
+    """A part of the report."""
+
+    title: str
+    texts: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+
+class Report:
+    """Puts the report of a run together.
+
+    Args:
+        folder: where it is written.
+        heats: what was run; at least one.
+        facts: of the machine and, by draft, of the pairs (see `environment`).
+        settings: of the run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        heats: Sequence[Heat],
+        facts: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> None:
+        self._folder, self._heats, self._facts, self._settings = folder, heats, facts, settings
+        pairs = facts["pairs"].values()
+        self.labels: dict[str, str] = {k: v for pair in pairs for k, v in pair["labels"].items()}
+        self.rows = list(dict.fromkeys(name for pair in pairs for name in pair["rows"]))
+        self.speeds = speeds(heats, self.rows)
+        self.texts = identical(
+            heats, {name: pair["exact"] for name, pair in facts["pairs"].items()}
+        )
+        self._draws = _has_matplotlib()
+        (folder / "figures").mkdir(exist_ok=True)
+
+    def write(self, *more: Section) -> list[Path]:
+        """Write ``report.md`` and ``report.html``; returns what was written."""
+        sections = [self._speed(), *self._categories(), self._drafting(), *self._lanes()]
+        sections += [*more, *self._theory(), *self._paper(), self._environment()]
+        same, compared = self.texts
+        lead = (
+            f"{len(self._heats)} runs of a question by {len(self.rows)} methods in turn. "
+            f"{same} of {compared} texts are plain decoding's own, token by token."
+        )
+        loader = PackageLoader("specbranch.bench")
+        written = []
+        for suffix, escape in (("md", False), ("html", True)):
+            templates = Environment(loader=loader, autoescape=escape, undefined=StrictUndefined)
+            page = templates.get_template(f"report.{suffix}.j2").render(
+                title=self._title, lead=lead, sections=sections, ours=self.labels[SPECBRANCH]
+            )
+            written.append(self._folder / f"report.{suffix}")
+            written[-1].write_text(page.rstrip() + "\n", encoding="utf-8")
+        return written
+
+    @property
+    def _title(self) -> str:
+        drafts = " and ".join(self._facts["pairs"])
+        return f"SpecBranch benchmark: {self._settings['target']} with {drafts}"
+
+    def _regimes(self) -> list[tuple[str, float]]:
+        return list(dict.fromkeys((row.draft, row.temperature) for row in self.speeds))
+
+    def _speed(self) -> Section:
+        section = Section("Speed", [METHODS])
+        for draft, temperature in self._regimes():
+            found = [r for r in self.speeds if (r.draft, r.temperature) == (draft, temperature)]
+            regime = f"{draft}, {_sampling(temperature)}"
+            section.tables += [
+                self._by_part(found, f"{regime}: × plain decoding, equal cores"),
+                self._by_part(
+                    found,
+                    f"{regime}: × plain decoding on the target's share of the cores "
+                    "(the paper's setting: the draft's hardware comes on top)",
+                    lambda row: str(row.over_share),
+                ),
+                _details(found, self.labels, regime),
+            ]
+            section.figures += self._figure(
+                f"speed-{_file_name(draft)}-temp{temperature:g}.svg",
+                f"{regime}: speed over plain decoding on all cores",
+                partial(plots.speed_up, found, self.labels),
+            )
+        return section
+
+    def _by_part(
+        self,
+        rows: Sequence[Speed],
+        caption: str,
+        cell: Callable[[Speed], str] = lambda row: str(row.over_plain),
+    ) -> Table:
+        parts = list(dict.fromkeys(row.suite for row in rows))
+        cells = {(row.method, row.suite): cell(row) for row in rows}
+        names = dict.fromkeys(row.method for row in rows)
+        counts = {row.suite: row.questions for row in rows}
+        return Table(
+            ["method", *(f"{part} ({counts[part]})" for part in parts)],
+            [[self.labels[n], *(cells.get((n, part), "–") for part in parts)] for n in names],
+            caption,
+        )
+
+    def _categories(self) -> list[Section]:
+        """Only where a suite has several."""
+        several = [h for h in self._heats if h.question.category != h.question.suite]
+        if len({h.question.category for h in several}) < 2:
+            return []
+        section = Section("By category", ["Few questions each: see the intervals above."])
+        found = speeds(several, self.rows, part=lambda question: _subtask(question.category))
+        for draft, temperature in dict.fromkeys((row.draft, row.temperature) for row in found):
+            rows = [r for r in found if (r.draft, r.temperature) == (draft, temperature)]
+            rows = [r for r in rows if r.suite != ALL]
+            caption = f"{draft}, {_sampling(temperature)}: × plain decoding, equal cores"
+            section.tables.append(self._by_part(rows, caption, _bare))
+        return [section]
+
+    def _drafting(self) -> Section:
+        greedy = [heat for heat in self._heats if heat.temperature == self._regimes()[0][1]]
+        section = Section(
+            "What becomes of drafted tokens",
+            [
+                "The law is the truncated geometric one: every token is accepted with the same α, "
+                "whatever was before it. Where the first tokens of a chain are accepted more or "
+                "less often than later ones, the bars leave it."
+            ],
+        )
+        whole = [r for r in self.speeds if r.suite == ALL or self._one_suite]
+        rows = [r for r in whole if r.temperature == self._regimes()[0][1]]
+        section.figures += self._figure(
+            "rollback.svg", "RB by method", partial(plots.rollback, rows, self.labels)
+        )
+        section.figures += self._figure(
+            "accepted.svg",
+            "Accepted tokens of a chain, measured and by the truncated geometric law",
+            partial(plots.accepted_lengths, greedy, self.labels),
+        )
+        names = [n for n in (PLAIN, "sps-8", "pearl-8", SPECBRANCH) if n in self.rows]
+        heat = greedy[0]
+        shown = {self.labels[n]: plots.beginning(heat.answers[n][0].rounds) for n in names}
+        section.figures += self._figure(
+            "timeline.svg",
+            f"The first {plots.SHOWN} tokens of {heat.question.suite} {heat.question.id}, "
+            f"{heat.draft}: what target and draft did when",
+            partial(timeline.save, shown),
+        )
+        return section
+
+    @property
+    def _one_suite(self) -> bool:
+        return len({heat.question.suite for heat in self._heats}) == 1
+
+    def _lanes(self) -> list[Section]:
+        rows = []
+        for draft in self._facts["pairs"]:
+            found = overlap([h for h in self._heats if h.draft == draft and h.temperature == 0])
+            if found:
+                rows.append([draft, *(f"{value:.3f}" for value in asdict(found).values())])
+        if not rows:
+            return []
+        headings = ["draft", "round ÷ longer lane", "target idle", "idle after a hit"]
+        headings += ["gain over models in turn", "slow-down of the target", "c"]
+        text = (
+            "Gain: decoding time of the same texts with the models in turn, each on all cores, ÷ "
+            "that of SpecBranch. Slow-down: a verification beside a working draft ÷ one of as many "
+            "tokens alone on the same cores. c: median verification ÷ median draft step."
+        )
+        return [Section("How the lanes overlap", [text], [Table(headings, rows)])]
+
+    def _theory(self) -> list[Section]:
+        found = predictions(self._heats, self.rows)
+        if not found:
+            return []
+        rows = [
+            [
+                f"{self.labels[p.method]}, {p.draft}",
+                f"{p.alpha:.2f}",
+                str(p.gamma),
+                f"{p.c:.1f}",
+                f"{p.hit:.2f}" if p.hit else "–",
+                f"{p.predicted:.2f}",
+                f"{p.measured:.2f}",
+                f"{100 * p.error:+.0f} %",
+            ]
+            for p in found
+        ]
+        headings = ["method", "α", "γ", "c", "hits", "predicted ×", "measured ×", "error"]
+        text = (
+            "Speed over plain decoding by the formulas of specbranch.theory, with acceptance and "
+            "times as measured, greedy, without the reading of the prompt. A formula takes every "
+            "position for as likely accepted as any other, and counts no time but the forwards'."
+        )
+        return [Section("Predicted and measured", [text], [Table(headings, rows)])]
+
+    def _paper(self) -> list[Section]:
+        if not self._settings.get("reproduce"):
+            return []
+        section = Section("The paper's figures beside ours", [paper.DIFFERENCES])
+        headings, rows = paper.beside(self.speeds, self.labels)
+        section.tables.append(Table(headings, rows, "Speed over plain decoding, greedy", True))
+        headings, rows = paper.rollbacks(self.speeds, self.labels)
+        if rows:
+            caption = "Rolled-back ÷ all drafted tokens, HumanEval, greedy"
+            section.tables.append(Table(headings, rows, caption))
+        return [section]
+
+    def _environment(self) -> Section:
+        rows = [[name, _words(value)] for name, value in self._facts["machine"].items()]
+        for draft, pair in self._facts["pairs"].items():
+            shown = {k: v for k, v in pair.items() if k not in ("labels", "rows", "exact")}
+            rows += [[f"{draft}: {name}", _words(value)] for name, value in shown.items()]
+        rows += [[f"run: {name}", _words(value)] for name, value in self._settings.items()]
+        text = "The same questions for all, method after method within each; fixed seeds."
+        return Section("What ran where", [text], [Table(["what", "value"], rows, words=True)])
+
+    def _figure(self, name: str, caption: str, draw: Callable[[Path], None]) -> list[Figure]:
+        """Draw where there is matplotlib."""
+        if not self._draws:
+            return []
+        file = self._folder / "figures" / name
+        draw(file)
+        text = re.sub(r"<metadata>.*?</metadata>", "", file.read_text(), flags=re.DOTALL)
+        return [Figure(f"figures/{name}", _unique(text[text.index("<svg") :], name), caption)]
+
+
+def write_rounds(heats: Sequence[Heat], file: Path) -> None:
+    """One JSON line a round of any text, with what it belongs to; times in seconds."""
+    with file.open("w") as lines:
+        for heat in heats:
+            keys = ("draft", "temperature", "repeat", "suite", "question")
+            common = dict(zip(keys, heat.key, strict=True))
+            for name, turns in heat.answers.items():
+                for number, turn in enumerate(turns):
+                    for place, done in enumerate(turn.rounds):
+                        where = {"method": name, "turn": number, "round": place}
+                        lines.write(json.dumps(common | where | asdict(done)) + "\n")
+
+
+def _details(rows: Sequence[Speed], labels: dict[str, str], regime: str) -> Table:
+    last = rows[-1].suite  # the mean, where there are several
+    headings = ["method", "tokens/s", "M", "RB", "target calls / 100 tokens", "target idle"]
+    cells = [
+        [
+            labels[row.method],
+            f"{row.tokens_per_second:.1f}",
+            f"{row.accepted:.2f}",
+            f"{row.rollback:.2f}" if row.rollback or row.method == SPECBRANCH else "–",
+            f"{row.calls:.1f}",
+            f"{100 * row.idle:.0f} %" if row.idle is not None else "–",
+        ]
+        for row in rows
+        if row.suite == last
+    ]
+    return Table(headings, cells, f"{regime}, {last}: how")
+
+
+def _bare(row: Speed) -> str:
+    return f"{row.over_plain.value:.2f}"
+
+
+def _sampling(temperature: float) -> str:
+    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
+
+
+def _subtask(category: str) -> str:
+    """Spec-Bench's six subtasks: the eight categories of MT-bench are one of them."""
+    return "mt_bench" if category in MT_BENCH else category
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_words(v)}" for name, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "none"
+    return str(value)
+
+
+def _unique(svg: str, name: str) -> str:
+    """Names within a drawing, told from those of the page's other drawings."""
+    stem = name.removesuffix(".svg")
+    for mark in ('id="', "url(#", 'xlink:href="#'):
+        svg = svg.replace(mark, f"{mark}{stem}-")
+    return svg
+
+
+def _file_name(draft: str) -> str:
+    return draft.replace("/", "--")
+
+
+def _has_matplotlib() -> bool:
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
