@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from specbranch.decoders import DecodingOptions
-from specbranch.llm import LLM, Prompt
+from specbranch.engine import Prompt
+from specbranch.llm import LLM
 from specbranch.options import MOST_BRANCHES
 from specbranch.outputs import RequestOutput
 from specbranch.sampling import SamplingParams
