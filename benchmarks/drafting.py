@@ -17,6 +17,7 @@ from operator import add
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import panels
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
@@ -163,10 +164,7 @@ def plot(tables: dict[str, dict[str, list[tuple[int, float, Found]]]], file: Pat
         for axis in row:
             axis.set_xticks(WIDTHS)
             axis.set_xlabel("k_max, most branches in a round")
-            axis.spines[["top", "right"]].set_visible(False)
-    lines, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=2, frameon=False)
-    figure.savefig(file)
+    panels.save(figure, axes, file, columns=2)
 
 
 def main() -> None:

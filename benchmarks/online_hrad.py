@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import panels
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
@@ -75,10 +76,7 @@ def plot(curves: dict[str, list[tuple[float, float]]], tokens: int, file: Path) 
         axis.set_xlabel("tokens so far")
         axis.set_ylabel(name)
         axis.set_ylim(bottom=0)
-        axis.spines[["top", "right"]].set_visible(False)
-    lines, labels = axes[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(file)
+    panels.save(figure, axes, file, columns=3)
 
 
 def main() -> None:

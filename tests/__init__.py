@@ -2,8 +2,13 @@
 
 import os
 
+import pytest
+
 # No test may reach for the network: a name that is no folder is then refused at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Threads that wait for each other over matrices this small are slower than one, many times so
 # where other work shares the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What helpers assert is explained as in the tests themselves.
+pytest.register_assert_rewrite("tests.forwards", "tests.refusals")

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedModel
 
 # Compiling every model of every test would take hours; `test_compiled.py` is for that.
 os.environ["SPECBRANCH_ENFORCE_EAGER"] = "1"
 
+from tests.forwards import BLOCK
+from tests.hook import Drafts, tiny
 from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
 
@@ -31,3 +34,30 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def small_blocks() -> Iterator[None]:
+    """A cache whose blocks are so short that texts cross their borders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("specbranch.models.runner.BLOCK", BLOCK)
+        yield
+
+
+@pytest.fixture(scope="module")
+def target() -> PreTrainedModel:
+    return tiny(0)
+
+
+@pytest.fixture(scope="module")
+def drafts(target: PreTrainedModel) -> Drafts:
+    return {
+        "random": tiny(1),
+        "similar": tiny(2, noise_on=target),
+        "target": target,
+    }
+
+
+@pytest.fixture(scope="module")
+def draft(drafts: Drafts) -> PreTrainedModel:
+    return drafts["similar"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import weakref
 from functools import partial
 from typing import Any
 
@@ -12,110 +10,28 @@ import torch
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
-    DynamicCache,
-    EosTokenCriteria,
-    LlamaConfig,
-    LlamaForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
-    SynthIDTextWatermarkingConfig,
 )
 from transformers import PreTrainedModel as Model
-from transformers.generation import BaseStreamer
 
 import specbranch
-from specbranch import LLM, SamplingParams, integration
-from specbranch.errors import InputError, UnsupportedModelError
-
-VOCABULARY = 48
-POSITIONS = 128
-Drafts = dict[str, Model]
-
-
-def tiny(seed: int, noise_on: Model | None = None) -> Model:
-    """A random Llama; with `noise_on` that model slightly changed, a draft that is often right."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=POSITIONS,
-        # Wide enough for rounding not to change the order of the logits.
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(config).eval()
-        if noise_on is not None:
-            model.load_state_dict(noise_on.state_dict())
-            for weight in model.parameters():
-                weight.data += 0.02 * torch.randn_like(weight)
-    return model
-
-
-@pytest.fixture(scope="module")
-def target() -> Model:
-    return tiny(0)
-
-
-@pytest.fixture(scope="module")
-def drafts(target: Model) -> Drafts:
-    return {
-        "random": tiny(1),
-        "similar": tiny(2, noise_on=target),
-        "target": target,
-    }
-
-
-@pytest.fixture(scope="module")
-def draft(drafts: Drafts) -> Model:
-    return drafts["similar"]
-
-
-def prompt(length: int, seed: int = 0, rows: int = 1) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(100 * length + seed)
-    ids = torch.randint(1, VOCABULARY, (rows, length), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def padded(*lengths: int) -> dict[str, Tensor]:
-    rows = [prompt(n)["input_ids"][0] for n in lengths]
-    ids, mask = (torch.zeros(len(rows), max(lengths), dtype=torch.long) for _ in range(2))
-    for i, row in enumerate(rows):
-        ids[i, -len(row) :] = row
-        mask[i, -len(row) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def both(target: Model, draft: Model, **arguments: Any) -> tuple[Any, Any]:
-    """What `transformers` gives and what the hook gives."""
-    arguments = {"do_sample": False, "max_new_tokens": 20} | arguments
-    return target.generate(**arguments), ours_alone(target, draft, **arguments)
-
-
-def ours_alone(target: Model, draft: Model | None, **arguments: Any) -> Any:
-    # An ε below the default, for chains of some length.
-    defaults = {"max_new_tokens": 20, "epsilon": 0.1, "custom_generate": specbranch.generate}
-    return target.generate(**defaults | arguments, draft_model=draft)
-
-
-def text_without_end(target: Model, inputs: dict[str, Tensor]) -> list[int]:
-    out = target.generate(**inputs, do_sample=False, max_new_tokens=20)
-    tokens: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
-    return tokens
+from specbranch import LLM, SamplingParams
+from tests.hook import (
+    VOCABULARY,
+    Drafts,
+    Recorder,
+    both,
+    ours_alone,
+    padded,
+    prompt,
+    text_without_end,
+)
 
 
 @pytest.mark.parametrize("name", ["random", "similar", "target"])
@@ -354,17 +270,6 @@ def test_greedy_decoding_leaves_torchs_generator_alone(target: Model, draft: Mod
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Recorder(BaseStreamer):
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-
-    def put(self, value: Tensor) -> None:
-        self.calls.append(value.tolist())
-
-    def end(self) -> None:
-        self.calls.append("end")
-
-
 def test_streamer_is_given_what_transformers_would_give_it(target: Model, draft: Model) -> None:
     inputs = prompt(6) | {"eos_token_id": text_without_end(target, prompt(6))[8]}
     plain, ours, bound = (Recorder() for _ in range(3))
@@ -381,101 +286,3 @@ def test_returns_a_dict_if_asked_to(target: Model, draft: Model) -> None:
     plain, ours = both(target, draft, **prompt(6), return_dict_in_generate=True)
     assert type(ours) is type(plain)
     assert ours.sequences.tolist() == plain.sequences.tolist()
-
-
-def test_assistant_model_alone_is_refused_with_the_remedy(target: Model, draft: Model) -> None:
-    """transformers 5.23 keeps it to itself; when this fails, it has begun to hand it on."""
-    with pytest.raises(InputError, match="pass it as draft_model="):
-        target.generate(**prompt(6), assistant_model=draft, custom_generate=specbranch.generate)
-
-
-def test_assistant_model_is_taken_where_it_arrives(target: Model, draft: Model) -> None:
-    inputs = prompt(6)
-    plain = target.generate(**inputs, do_sample=False, max_new_tokens=20)
-    loop = partial(specbranch.generate, assistant_model=draft)
-    assert ours_alone(target, None, **inputs, custom_generate=loop).tolist() == plain.tolist()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"draft_model": None}, "pass it as draft_model="),
-        ({"draft_model": "draft"}, "a loaded model, not a str"),
-        ({"method": "pearl-necklace"}, "unknown method 'pearl-necklace': use autoregressive"),
-        ({"gamma": 0}, "gamma must be 1 or more, or auto, not 0"),
-        ({"width": 0}, "width must be 1 or more, or None, not 0"),
-        ({"num_beams": 2}, "no beam_search: leave out num_beams"),
-        ({"prompt_lookup_num_tokens": 3}, "no assisted_generation"),
-        (
-            {"return_dict_in_generate": True, "output_scores": True, "output_logits": True},
-            "leave out output_scores, output_logits",
-        ),
-        ({"past_key_values": DynamicCache()}, "leave out past_key_values="),
-        ({"guidance_scale": 1.5}, "UnbatchedClassifierFreeGuidance.* keeps a state"),
-        (
-            {"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1, 2], ngram_len=2)},
-            "SynthIDTextWatermark.* keeps a state",
-        ),
-        ({"position_ids": torch.arange(1, 7)[None]}, "leave out position_ids="),
-        ({"attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0]])}, "pad on the left"),
-        ({"max_new_tokens": POSITIONS}, f"134 tokens and the target's context holds {POSITIONS}"),
-        ({"token_streamer": Recorder(), **padded(3, 6)}, "takes one text, not 2"),
-        (
-            {"stopping_criteria": [EosTokenCriteria(3)], "pad_token_id": None, **padded(3, 6)},
-            "set pad_token_id",
-        ),
-    ],
-)
-def test_what_cannot_be_given_is_refused_in_one_line(
-    target: Model, draft: Model, arguments: dict[str, Any], message: str
-) -> None:
-    arguments = prompt(6) | {"draft_model": draft, "max_new_tokens": 5} | arguments
-    with pytest.raises(InputError, match=message) as raised:
-        target.generate(**arguments, custom_generate=specbranch.generate)
-    assert "\n" not in str(raised.value)
-
-
-def test_embeddings_instead_of_tokens_are_refused(target: Model, draft: Model) -> None:
-    embeddings = target.get_input_embeddings()(prompt(6)["input_ids"])
-    with pytest.raises(InputError, match="leave out inputs_embeds"):
-        ours_alone(target, draft, inputs_embeds=embeddings)
-
-
-def test_models_that_cannot_rewind_are_refused(target: Model, draft: Model) -> None:
-    config = MistralConfig(**target.config.to_dict() | {"sliding_window": 8})
-    windowed = MistralForCausalLM(config).eval()
-    for pair in ((windowed, draft), (target, windowed)):
-        with pytest.raises(UnsupportedModelError, match="sliding window of 8 tokens"):
-            ours_alone(*pair, **prompt(6))
-
-
-def test_a_shorter_context_of_the_draft_is_named(target: Model) -> None:
-    short = tiny(5)
-    short.config.max_position_embeddings = 16
-    with pytest.raises(InputError, match="26 tokens and the draft's context holds 16"):
-        ours_alone(target, short, **prompt(6))
-
-
-def test_models_are_checked_once_and_again_when_they_change(
-    target: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checked = []
-    monkeypatch.setattr(
-        integration, "check_runner", lambda runner, name, width: checked.append(name)
-    )
-    pair = tiny(6), tiny(7)
-    for _ in range(3):
-        ours_alone(*pair, **prompt(3), max_new_tokens=2)
-    assert checked == ["the target", "the draft"]
-    pair[0].to(torch.float64)
-    ours_alone(*pair, **prompt(3), max_new_tokens=2)
-    assert checked == ["the target", "the draft", "the target"]
-
-
-def test_models_are_not_kept_alive() -> None:
-    pair = tiny(8), tiny(9)
-    ours_alone(*pair, **prompt(3), max_new_tokens=3)
-    kept = [weakref.ref(model) for model in pair]
-    del pair
-    gc.collect()
-    assert [reference() for reference in kept] == [None, None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, GPTJConfig, GPTJForCausalLM, PreTrainedConfig
 
 from specbranch import zoo
-from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
+from specbranch.errors import InputError, UnsupportedModelError
 from specbranch.models import loading
 from specbranch.models.loading import (
     ModelSpec,
@@ -28,21 +28,10 @@ from specbranch.models.loading import (
 )
 from specbranch.models.runner import CausalRunner
 from specbranch.models.selfcheck import check_runner
-from specbranch.models.width import NATURAL, Width
-from tests.tiny import ARCHITECTURES, POSITIONS, save_pair_half, tiny_model, tiny_tokenizer
+from tests.refusals import refusal
+from tests.tiny import POSITIONS, save_pair_half, tiny_model, tiny_tokenizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-
-
-def refusal(kind: type[SpecBranchError], call: Callable[[], object]) -> str:
-    """The message `call` is refused with: one line, and no longer than a person will read."""
-    with pytest.raises(kind) as caught:
-        call()
-    message = str(caught.value)
-    assert message
-    assert "\n" not in message
-    assert len(message) < 600
-    return message
 
 
 def load(name: str, dtype: str = "auto") -> None:
@@ -71,91 +60,6 @@ def test_architectures_without_sdpa_attend_eagerly(tmp_path: Path) -> None:
     model = load_model(ModelSpec(name, device="cpu"))
     assert model.config._attn_implementation == "eager"
     check_runner(CausalRunner(model), name)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("width", [NATURAL, Width.fixed(8)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_check_runner_accepts(architecture: str, width: Width, dtype: torch.dtype) -> None:
-    model = tiny_model(architecture, dtype=dtype)
-    check_cache(model.config, architecture)
-    runner = CausalRunner(model)
-    check_runner(runner, architecture, width)
-    assert not runner._states
-
-
-def meddle(model: Any, change: Callable[[dict[str, Any]], None]) -> None:
-    """Let `change` alter the arguments of the model's every forward over a cache."""
-    forward = model.forward
-
-    def meddled(*args: Any, **options: Any) -> Any:
-        if options["use_cache"]:
-            change(options)
-        return forward(*args, **options)
-
-    model.forward = meddled
-
-
-def blind_branches(options: dict[str, Any]) -> None:
-    options["attention_mask"] = torch.ones_like(options["attention_mask"]).tril()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(lambda options: options.update(attention_mask=None), id="no mask"),
-        pytest.param(blind_branches, id="a mask of its own"),
-    ],
-)
-@pytest.mark.parametrize("width", [NATURAL, Width.fixed(8)])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_check_runner_refuses_attention_that_ignores_the_mask(
-    architecture: str, width: Width, change: Callable[[dict[str, Any]], None]
-) -> None:
-    model = tiny_model(architecture)
-    meddle(model, change)
-    runner = CausalRunner(model)
-    message = refusal(UnsupportedModelError, lambda: check_runner(runner, "odd", width))
-    assert message.startswith("odd ")
-    assert "over a cache that forks" in message
-    assert not runner._states
-
-
-@pytest.mark.parametrize(
-    "positions",
-    [
-        pytest.param(lambda given: None, id="its own"),
-        pytest.param(torch.zeros_like, id="none"),
-        pytest.param(lambda given: given[:, :1] + torch.arange(given.shape[1]), id="in a row"),
-    ],
-)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_check_runner_refuses_attention_that_ignores_positions(
-    architecture: str, positions: Callable[[Tensor], Tensor | None]
-) -> None:
-    model = tiny_model(architecture)
-    meddle(model, lambda options: options.update(position_ids=positions(options["position_ids"])))
-    message = refusal(UnsupportedModelError, lambda: check_runner(CausalRunner(model), "odd"))
-    assert "gives other logits over a cache that forks" in message
-
-
-def test_check_runner_refuses_a_model_that_knows_no_positions() -> None:
-    model: Any = tiny_model("llama")
-    forward = model.forward
-    model.forward = lambda input_ids, use_cache: forward(input_ids, use_cache=use_cache)
-    message = refusal(UnsupportedModelError, lambda: check_runner(CausalRunner(model), "odd"))
-    assert "odd cannot be run over a cache that forks: TypeError" in message
-
-
-def test_check_runner_refuses_numbers_that_are_none() -> None:
-    model = tiny_model("llama", dtype=torch.float16)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[1] = torch.nan
-    message = refusal(UnsupportedModelError, lambda: check_runner(CausalRunner(model), "odd"))
-    assert message == (
-        "odd gives logits that are not finite in torch.float16: "
-        "its weights are broken, or need another dtype"
-    )
 
 
 TINY = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4}

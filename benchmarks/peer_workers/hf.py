@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
 import transformers
-from serving import Generate, serve
+from serving import Generate, read_options, serve
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 
@@ -39,12 +38,7 @@ def load(target: str, draft: str | None, lookup: int | None, threads: int) -> tu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("target")
-    parser.add_argument("--draft")
-    parser.add_argument("--lookup", type=int, help="most tokens to copy from the prompt")
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
+    options = read_options(__doc__, "target", "--draft", "--lookup", "--threads")
     serve(lambda: load(options.target, options.draft, options.lookup, options.threads))
 
 

@@ -10,7 +10,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp import GGML_TYPE_F16, GGML_TYPE_F32, Llama
 from llama_cpp.llama_speculative import LlamaDraftModel
-from serving import Generate, serve
+from serving import Generate, read_options, serve
 
 
 class Draft(LlamaDraftModel):
@@ -66,14 +66,9 @@ def load(options: argparse.Namespace) -> tuple[str, Generate]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("target")
-    parser.add_argument("--draft")
-    parser.add_argument("--count", type=int, help="tokens to draft")
-    parser.add_argument("--cache", choices=("f32", "f16"), default="f16")
-    parser.add_argument("--context", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
+    options = read_options(
+        __doc__, "target", "--draft", "--count", "--cache", "--context", "--threads"
+    )
     serve(lambda: load(options))
 
 

@@ -5,7 +5,6 @@ Times are those of the whole request over the loopback interface.
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import socket
@@ -14,7 +13,7 @@ import sys
 import time
 from contextlib import ExitStack, closing
 
-from serving import Generate, serve
+from serving import Generate, read_options, serve
 
 
 def free_port() -> int:
@@ -76,15 +75,9 @@ def load(command: list[str], stack: ExitStack) -> tuple[str, Generate]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("binary")
-    parser.add_argument("target")
-    parser.add_argument("--draft")
-    parser.add_argument("--count", type=int, help="most tokens to draft")
-    parser.add_argument("--cache", choices=("f32", "f16"), default="f16")
-    parser.add_argument("--context", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    options = parser.parse_args()
+    options = read_options(
+        __doc__, "binary", "target", "--draft", "--count", "--cache", "--context", "--threads"
+    )
     threads = str(options.threads)
     command = [options.binary, "-m", options.target, "-c", str(options.context), "-np", "1"]
     command += ["-t", threads, "-ctk", options.cache, "-ctv", options.cache, "--no-ui"]

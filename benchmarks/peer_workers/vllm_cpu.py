@@ -6,7 +6,7 @@ import argparse
 import os
 
 import vllm
-from serving import Generate, serve
+from serving import Generate, read_options, serve
 from vllm import LLM, SamplingParams
 
 
@@ -30,12 +30,7 @@ def load(options: argparse.Namespace) -> tuple[str, Generate]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("target")
-    parser.add_argument("--draft")
-    parser.add_argument("--count", type=int, help="tokens to draft")
-    parser.add_argument("--context", type=int, required=True)
-    options = parser.parse_args()
+    options = read_options(__doc__, "target", "--draft", "--count", "--context")
     os.environ |= {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from specbranch.metrics import Metrics, Round
@@ -59,3 +60,20 @@ class Request:
     params: SamplingParams
     metrics: Metrics = field(default_factory=Metrics)
     rounds: list[Round] = field(default_factory=list)
+
+    def pieces(self, rounds: Iterator[Round]) -> Iterator[Piece]:
+        """The text of its rounds, as soon as it is final."""
+        for _ in rounds:
+            for index, text in self.stream.release():
+                yield Piece(text, self.sequence.tokens[index], self.sequence.origins[index])
+
+    def output(self, prompt: str = "") -> RequestOutput:
+        """What it has come to."""
+        sequence = self.sequence
+        reason = sequence.finish_reason or FinishReason.ABORT
+        completion = CompletionOutput(
+            self.stream.text, list(sequence.tokens), list(sequence.origins), reason
+        )
+        return RequestOutput(
+            prompt, sequence.prompt, [completion], self.params, self.metrics, self.rounds
+        )

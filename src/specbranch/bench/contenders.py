@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from specbranch.decoders import DecodingOptions
-from specbranch.llm import LLM, Prompt
+from specbranch.engine import Prompt
+from specbranch.llm import LLM
 from specbranch.options import MOST_BRANCHES
 from specbranch.outputs import RequestOutput
 from specbranch.sampling import SamplingParams

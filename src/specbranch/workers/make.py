@@ -14,9 +14,28 @@ from specbranch.models.selfcheck import check_runner, invariant_from
 from specbranch.models.width import Width
 from specbranch.workers.draft import DraftWorker
 from specbranch.workers.target import TargetWorker
+from specbranch.zoo import PREDICTORS
+
+Predictor = Path | Literal["online"]
 
 
-def make_target(spec: ModelSpec, hrad: Path | Literal["online"] | None = None) -> TargetWorker:
+def pick_predictor(
+    asked: str | Path | None, target: str, draft: str | None, gamma: int | Literal["auto"]
+) -> Predictor | None:
+    """The H-RAD that is meant: `auto` is the bundled pair's where γ is its own, and else none."""
+    if asked is None or draft is None:
+        return None
+    if asked == "online":
+        return "online"
+    if asked != "auto":
+        return Path(asked)
+    bundled = PREDICTORS.get(draft) if target == "target" else None
+    # One for another γ would be refused if it were asked for; unasked, it is left out.
+    fits = bundled and (gamma == "auto" or HRAD.load(bundled).gamma == gamma)
+    return bundled if fits else None
+
+
+def make_target(spec: ModelSpec, hrad: Predictor | None = None) -> TargetWorker:
     """Load a target, and its predictor.
 
     Raises:
