@@ -17,10 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 from peer_lineup import (
@@ -37,7 +38,6 @@ from peer_lineup import (
 )
 from tqdm import tqdm
 
-from specbranch.bench.speed import Spread
 from specbranch.cli.checks import check_counts
 from specbranch.errors import InputError, SpecBranchError
 from specbranch.lanes.placement import available
@@ -110,6 +110,23 @@ class Worker:
     def _signal(self, which: signal.Signals) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, which)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, least and most of several repeats."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        found = list(values)
+        return cls(median(found), min(found), max(found))
+
+    def __str__(self) -> str:
+        return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
 @dataclass
