@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
-from specbranch.models.loading import ModelSpec, load_model
+from specbranch.models.loading import ModelSpec, load_model, quiet
 from specbranch.outputs import CompletionOutput, RequestOutput
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import FinishReason
@@ -26,14 +26,15 @@ class Outsider:
 
     Attributes:
         llm: whose special tokens and tokenizer count.
-        given: to `generate`, besides the prompt and the length.
+        lookup: most tokens to verify of what followed the same words earlier.
     """
 
     name: str
     label: str
     llm: LLM
     model: PreTrainedModel
-    given: dict[str, Any] = field(default_factory=dict)
+    assistant: PreTrainedModel | None = None
+    lookup: int | None = None
     competes: bool = True
     exact: bool = False
     samples: bool = False
@@ -55,6 +56,7 @@ class Outsider:
             do_sample=False,
             eos_token_id=sorted(stops) or None,
             pad_token_id=0,
+            prompt_lookup_num_tokens=self.lookup,
         )
         ids = torch.tensor([prompt], device=self.model.device)
         mask = torch.ones_like(ids)
@@ -66,9 +68,13 @@ class Outsider:
         hook = self.model.register_forward_pre_hook(note, with_kwargs=True)
         begun = time.perf_counter()
         try:
-            out = self.model.generate(
-                ids, attention_mask=mask, generation_config=config, **self.given
-            )
+            with quiet(self.llm.target.name):  # it warns of options that it sets itself
+                out = self.model.generate(
+                    ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    assistant_model=self.assistant,
+                )
             found = out[0, len(prompt) :].tolist()
             seconds = time.perf_counter() - begun
         finally:
@@ -97,20 +103,9 @@ def _rounds(verified: list[int], prompt: int, tokens: list[int]) -> list[Round]:
 def outsiders(llm: LLM, target: ModelSpec, draft: ModelSpec) -> list[Outsider]:
     """The three of them, with models of their own in this process, on all of its cores."""
     model, assistant = load_model(target), load_model(draft)
+    assisted, lookup = "transformers, assisted", "transformers, prompt lookup"
     return [
         Outsider("transformers", "transformers", llm, model),
-        Outsider(
-            "transformers-assisted",
-            "transformers, assisted",
-            llm,
-            model,
-            {"assistant_model": assistant},
-        ),
-        Outsider(
-            "transformers-lookup",
-            "transformers, prompt lookup",
-            llm,
-            model,
-            {"prompt_lookup_num_tokens": LOOKUP_TOKENS},
-        ),
+        Outsider("transformers-assisted", assisted, llm, model, assistant=assistant),
+        Outsider("transformers-lookup", lookup, llm, model, lookup=LOOKUP_TOKENS),
     ]

@@ -142,7 +142,7 @@ def check_cache(config: PreTrainedConfig, name: str) -> None:
 
 
 @contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
     """Without warnings, and without progress bars for the bundled pair, which loads at once."""
     level = transformers_logging.get_verbosity()
     shown = transformers_logging.is_progress_bar_enabled()
@@ -170,7 +170,7 @@ def _explained(name: str) -> Iterator[str]:
             f"the bundled model '{name}' is missing from {where}: reinstall specbranch"
         )
     try:
-        with _quiet(name):
+        with quiet(name):
             yield where
     except SpecBranchError:
         raise
