@@ -3,8 +3,9 @@
 import pytest
 
 from specbranch import LLM
-from specbranch.bench.branch_costs import CHAIN, HEADINGS, branch_costs, plot, table
+from specbranch.bench.branch_costs import HEADINGS, branch_costs, plot, table
 from specbranch.bench.contenders import Pair
+from specbranch.bench.trials import CHAIN
 from specbranch.errors import InputError
 from specbranch.lanes.virtual import Costs, Profile
 from specbranch.options import MOST_GAMMA

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -15,24 +15,16 @@ from tqdm import tqdm
 from specbranch.bench.contenders import Pair
 from specbranch.bench.interleave import WARM_UP
 from specbranch.bench.speed import Spread
-from specbranch.branching import KeepRule
-from specbranch.decoders import DecodingOptions, Lanes
+from specbranch.bench.trials import PARAMS, STEPS, Trials
+from specbranch.decoders import DecodingOptions
 from specbranch.errors import InputError
 from specbranch.hrad.plot import check_file
 from specbranch.llm import LLM
-from specbranch.metrics import Metrics, Round
-from specbranch.models.runner import CacheSize
-from specbranch.options import MOST_BRANCHES, MOST_GAMMA
+from specbranch.metrics import Metrics
+from specbranch.options import MOST_BRANCHES
 from specbranch.sampling import SamplingParams
-from specbranch.sequence import Sequence as Text
-from specbranch.workers.messages import BranchPlan, Chain, Resolution
 
 WIDTHS = (1, 2, 4, 6, 8, MOST_BRANCHES)
-CHAIN = 6  # tokens verified in a trial: about what a round has
-TRIALS = 4  # for each text
-STEPS = 5  # of the branch calls that draft steps are timed in: they fit beside a verification
-# Of a trial's text, never ended early, so that every branch grows in every step.
-PARAMS = SamplingParams(max_tokens=CHAIN + MOST_GAMMA + 4, ignore_eos=True)
 
 HEADINGS = [
     "k",
@@ -51,8 +43,8 @@ HEADINGS = [
 class BranchCost:
     """Of rounds of k branches. But for the speeds these are medians of trials.
 
-    A trial is a round as `decoders.specbranch` has it, verify ‖ branch, of which nothing is
-    committed, so that it can be run again and again. Each of its draft steps is one of k branches.
+    A trial is a round of which nothing is committed (see `trials`); each of its draft steps is one
+    of k branches.
 
     Attributes:
         k: branches in a round.
@@ -121,7 +113,7 @@ def branch_costs(
         )
     ways = {k: DecodingOptions(k_max=k, speculate="always", retrieval=False) for k in widths}
     params = SamplingParams(max_tokens=max_tokens)
-    trials = {k: _Trials() for k in widths}
+    trials = {k: Trials() for k in widths}
     speeds: dict[int, list[Metrics]] = {k: [] for k in widths}
     for options in ways.values():
         _generate(llm, prompts[0], WARM_UP, options)
@@ -207,7 +199,7 @@ def _generate(
 
 
 def _cost(
-    k: int, trials: _Trials, speeds: Sequence[Metrics], of_one: Sequence[Metrics]
+    k: int, trials: Trials, speeds: Sequence[Metrics], of_one: Sequence[Metrics]
 ) -> BranchCost:
     planning = median(trials.planning)
     pairs = zip(speeds, of_one, strict=True)
@@ -223,113 +215,3 @@ def _cost(
         Spread.of(metrics.tokens_per_second for metrics in speeds),
         Spread.of(ours.tokens_per_second / one.tokens_per_second for ours, one in pairs),
     )
-
-
-@dataclass
-class _Trials:
-    """What trials of one k found: see `BranchCost`.
-
-    Attributes:
-        burst: seconds of a branch call of `STEPS` steps on the draft lane.
-    """
-
-    planning: list[float] = field(default_factory=list)
-    burst: list[float] = field(default_factory=list)
-    message: list[float] = field(default_factory=list)
-    slow_down: list[float] = field(default_factory=list)
-    kv_bytes: list[float] = field(default_factory=list)
-    kv_share: list[float] = field(default_factory=list)
-    kv_reserved: list[float] = field(default_factory=list)
-
-    def run(self, llm: LLM, prompt: list[int], options: DecodingOptions) -> None:
-        """Trials after a prompt, or as much of it as leaves room for a round."""
-        request = llm.request(prompt[: llm.max_model_len - PARAMS.max_tokens], PARAMS)
-        for _ in llm.run(request, self._decode, options):
-            raise AssertionError("trials commit nothing")
-
-    def _decode(self, sequence: Text, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
-        """A decoding method that yields no rounds."""
-        yield from ()
-        assert lanes.draft is not None
-        lanes.share_target(overlap=True)
-        if lanes.placement is not None:
-            lanes.draft.occupy(lanes.placement.share("draft", overlap=True))
-        resolution = Resolution(sequence.length)
-        drafting = lanes.draft.submit("draft", sequence.id, resolution, CHAIN, KeepRule())
-        trial = _Trial(sequence, lanes, options, drafting.result())
-        trial.round(steps=0)  # the first one has the draft read the end of its chain
-        for _ in range(TRIALS):
-            alone = trial.verify_alone()
-            self.planning.append(trial.round(steps=0).drafting)
-            self.burst.append(trial.round(STEPS).drafting)
-            whole = trial.round(MOST_GAMMA, stop=True)
-            self.message.append(whole.message)
-            self.slow_down.append(whole.verifying / alone)
-            self._weigh(sequence, lanes)
-
-    def _weigh(self, sequence: Text, lanes: Lanes) -> None:
-        """Take in the caches' sizes as a round left them."""
-        calls = [lane.submit("cache_size", sequence.id) for lane in lanes.all()]
-        target, draft = (call.result() for call in calls)
-        assert isinstance(target, CacheSize) and isinstance(draft, CacheSize)
-        without = draft.token * (len(sequence.prompt) + sequence.max_tokens)
-        self.kv_bytes.append(draft.branches)
-        self.kv_share.append(draft.branches / (sequence.length * (draft.token + target.token)))
-        self.kv_reserved.append(draft.allocated - without)
-
-
-@dataclass(frozen=True)
-class _Times:
-    """Seconds of one round: on the draft lane, on the target lane, on the way."""
-
-    drafting: float
-    verifying: float
-    message: float
-
-
-@dataclass
-class _Trial:
-    """Rounds that can be run again and again: of each, both lanes forget what it did."""
-
-    text: Text
-    lanes: Lanes
-    options: DecodingOptions
-    chain: Chain
-
-    def verify_alone(self) -> float:
-        """Seconds of the verification with the draft lane idle."""
-        verifying = self.lanes.target.submit("verify", self.text.id, self.chain.tokens)
-        verifying.result()
-        self._rewind()
-        return verifying.span.seconds
-
-    def round(self, steps: int, stop: bool = False) -> _Times:
-        """Verify ‖ branch, the decoder's calls in the decoder's order.
-
-        Args:
-            steps: of the draft.
-            stop: the branches when the chain is verified.
-        """
-        target, draft = self.lanes.all()
-        plan = BranchPlan(
-            self.text.remaining - 1, steps, self.options.branches, self.options.branching
-        )
-        submitted = draft.now()
-        branching = draft.submit(
-            "branch", self.text.id, Resolution(self.text.length + len(self.chain)), plan
-        )
-        verifying = target.submit("verify", self.text.id, self.chain.tokens)
-        verifying.result()
-        if stop:
-            branching.stop()
-        waiting = draft.now()
-        branching.result()
-        seen = draft.now()
-        self._rewind()
-        began, ended = branching.span.start, max(branching.span.end, waiting)
-        return _Times(
-            branching.span.seconds, verifying.span.seconds, (began - submitted) + (seen - ended)
-        )
-
-    def _rewind(self) -> None:
-        self.lanes.target.submit("rewind", self.text.id, self.text.length).result()
