@@ -86,6 +86,22 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class CacheSize:
+    """Bytes of a sequence's keys and values, as they are stored.
+
+    Attributes:
+        token: of one token, in all layers.
+        branches: of what the branches do not share with the trunk, tokens of branches that ended
+            included.
+        allocated: set aside for everything.
+    """
+
+    token: int
+    branches: int
+    allocated: int
+
+
+@dataclass(frozen=True)
 class Aside:
     """A token that is run beside those that are appended to the trunk, for its logits alone.
 
@@ -213,6 +229,13 @@ class CausalRunner:
     def length(self, sequence: int) -> int:
         """Number of tokens of the trunk."""
         return self._states[sequence].length
+
+    def cache_size(self, sequence: int) -> CacheSize:
+        """What the sequence's cache takes; all zero before its first forward."""
+        state = self._states[sequence]
+        allocated = state.slab.nbytes
+        token = allocated // state.slab.capacity
+        return CacheSize(token, token * (state.used - state.length), allocated)
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
         """Append `tokens` to the trunk without computing their logits."""

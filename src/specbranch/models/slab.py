@@ -86,6 +86,11 @@ class Slab(Cache):
         """As `keys`."""
         return [layer.values for layer in self.layers if layer.values is not None]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all slots' keys and values; 0 before they are allocated."""
+        return sum(stored.nbytes for stored in (*self.keys, *self.values))
+
     def allocate(self, shape: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
         """Allocate what is not yet, on the CPU: heads and size of a head for every layer."""
         for layer, (heads, size) in zip(self.layers, shape, strict=True):

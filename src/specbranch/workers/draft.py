@@ -17,7 +17,7 @@ from specbranch.calibration import Calibration
 from specbranch.costmodel import best_width
 from specbranch.hrad.signal import Signal
 from specbranch.lanes.base import Worker
-from specbranch.models.runner import CausalRunner, ModelFacts
+from specbranch.models.runner import CacheSize, CausalRunner, ModelFacts
 from specbranch.retrieval import Match, Retrieval
 from specbranch.sampling import DRAFT, make_chooser, warp
 from specbranch.workers.drafted import Drafted, Path, Text
@@ -43,6 +43,10 @@ class DraftWorker(Worker):
     def describe(self) -> ModelFacts:
         """What the model is."""
         return self._runner.describe(self._name)
+
+    def cache_size(self, sequence: int) -> CacheSize:
+        """What the sequence's keys and values take."""
+        return self._runner.cache_size(sequence)
 
     def forget(self) -> None:
         """Forget how acceptance followed confidence so far."""

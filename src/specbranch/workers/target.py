@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList
 from specbranch.hrad.online import OnlineHRAD
 from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Worker
-from specbranch.models.runner import Aside, CausalRunner, ModelFacts
+from specbranch.models.runner import Aside, CacheSize, CausalRunner, ModelFacts
 from specbranch.sampling import Chooser, SamplingParams, make_chooser, warp
 from specbranch.verify import verify_matching, verify_rejection
 from specbranch.workers.messages import Opening, Verification
@@ -82,6 +82,10 @@ class TargetWorker(Worker):
         text = self._texts[sequence]
         del text.tokens[length:]
         self._runner.rewind(sequence, length - 1)
+
+    def cache_size(self, sequence: int) -> CacheSize:
+        """What the sequence's keys and values take."""
+        return self._runner.cache_size(sequence)
 
     def forget(self) -> None:
         """Forget what was learned from the texts so far."""
