@@ -17,11 +17,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, Self
 
 from peer_lineup import (
@@ -38,6 +37,7 @@ from peer_lineup import (
 )
 from tqdm import tqdm
 
+from specbranch.bench.spread import Spread
 from specbranch.cli.checks import check_counts
 from specbranch.errors import InputError, SpecBranchError
 from specbranch.lanes.placement import available
@@ -110,23 +110,6 @@ class Worker:
     def _signal(self, which: signal.Signals) -> None:
         if self._process.poll() is None:
             os.killpg(self._process.pid, which)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, least and most of several repeats."""
-
-    middle: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        found = list(values)
-        return cls(median(found), min(found), max(found))
-
-    def __str__(self) -> str:
-        return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
 
 
 @dataclass

@@ -214,7 +214,7 @@ def bench(*arguments):
 def test_a_run_is_reported_and_gone_on_with(capsys, tmp_path, profile, prompts):
     out = tmp_path / "out"
     common = [prompts, "--profile", profile, "--max-tokens", 8, "--temperatures", 0, 1]
-    common += ["--repeats", 1, "--prompt-tokens", 32, "--out", out]
+    common += ["--repeats", 1, "--prompt-tokens", 32, "--branch-costs", "--out", out]
     assert bench(*common) == 0
     # Eight methods besides plain decoding; 4 turns, 2 temperatures.
     assert "plain decoding's tokens: 64 of 64 texts" in capsys.readouterr().out
@@ -233,6 +233,7 @@ def test_a_run_is_reported_and_gone_on_with(capsys, tmp_path, profile, prompts):
     assert "src=" not in page and 'href="http' not in page  # it needs nothing else
     text = (out / "report.md").read_text()
     assert "| SpecBranch |" in text
+    assert "## What k branches cost" in text
     # Nothing is left to do, so no model is loaded, and the report is the same.
     assert bench(*common) == 0
     again = capsys.readouterr()

@@ -9,12 +9,13 @@ from functools import reduce
 from operator import add
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from tqdm import tqdm
 
 from specbranch.bench.contenders import Pair
-from specbranch.bench.interleave import WARM_UP
-from specbranch.bench.speed import Spread
+from specbranch.bench.run import WARM_UP
+from specbranch.bench.spread import Spread
 from specbranch.bench.trials import PARAMS, STEPS, Trials
 from specbranch.decoders import DecodingOptions
 from specbranch.errors import InputError
@@ -77,6 +78,12 @@ class BranchCost:
     slow_down: float
     tokens_per_second: Spread
     over_one: Spread
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> BranchCost:
+        """From what `dataclasses.asdict` makes."""
+        spreads = {name: Spread(**row[name]) for name in ("tokens_per_second", "over_one")}
+        return cls(**row | spreads)
 
 
 def branch_costs(

@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specbranch import timeline
 from specbranch.bench import paper, plots
+from specbranch.bench.branch_costs import HEADINGS, BranchCost, plot, table
 from specbranch.bench.contenders import PLAIN, SPECBRANCH
 from specbranch.bench.overlap import overlap
 from specbranch.bench.predicted import predictions
@@ -97,10 +98,10 @@ class Report:
         self._draws = _has_matplotlib()
         (folder / "figures").mkdir(exist_ok=True)
 
-    def write(self, *more: Section) -> list[Path]:
+    def write(self) -> list[Path]:
         """Write ``report.md`` and ``report.html``; returns what was written."""
         sections = [self._speed(), *self._categories(), self._drafting(), *self._lanes()]
-        sections += [*more, *self._theory(), *self._paper(), self._environment()]
+        sections += [*self._branches(), *self._theory(), *self._paper(), self._environment()]
         same, compared = self.texts
         lead = (
             f"{len(self._heats)} runs of a question by {len(self.rows)} methods in turn. "
@@ -228,6 +229,28 @@ class Report:
             "tokens alone on the same cores. c: median verification ÷ median draft step."
         )
         return [Section("How the lanes overlap", [text], [Table(headings, rows)])]
+
+    def _branches(self) -> list[Section]:
+        """Only where it was measured."""
+        file = self._folder / "branch_costs.json"
+        if not file.exists():
+            return []
+        text = (
+            "Draft step: one of k branches, beside a verification. Planning: choosing k outcomes "
+            "and forking the cache. Message: a round's branch call on its way there and back. KV "
+            "held: of the draft, beyond the text, when the verification has ended; share: of both "
+            "models' keys and values of the text. Slow-down: the target's forward beside the "
+            "branches ÷ the same one with the draft idle. Speed: SpecBranch with at most k "
+            "branches, without retrieval, median and range of the repeats."
+        )
+        section = Section("What k branches cost", [text])
+        for draft, rows in json.loads(file.read_text()).items():
+            costs = [BranchCost.from_json(row) for row in rows]
+            section.tables.append(Table(HEADINGS, table(costs), draft))
+            section.figures += self._figure(
+                f"branches-{_file_name(draft)}.svg", draft, partial(plot, costs)
+            )
+        return [section]
 
     def _theory(self) -> list[Section]:
         found = predictions(self._heats, self.rows)

@@ -14,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from specbranch.bench.answers import write_answers, write_tokenizer
+from specbranch.bench.branch_costs import branch_costs
 from specbranch.bench.contenders import Entrant, Pair
 from specbranch.bench.environment import machine, pair_facts
 from specbranch.bench.outside import outsiders
 from specbranch.bench.report import Report, write_rounds
-from specbranch.bench.run import RunFolder, plan, run
+from specbranch.bench.run import RunFolder, first_ids, plan, run
 from specbranch.bench.speed import Speed
 from specbranch.bench.suites import PAPER_SUITES, TEN, Question, load_suite
 from specbranch.cli.checks import check_counts
@@ -93,6 +94,7 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.acceptance != "coupled":
         raise InputError("texts can be compared with --acceptance coupled only")
     grid = Grid.of(options)
+    options.branch_costs |= options.reproduce is not None
     options.max_tokens, options.seed = grid.max_tokens, options.seed or 0
     params = sampling_params(options)
     if any(temperature < 0 for temperature in grid.temperatures):
@@ -124,7 +126,10 @@ def _run_draft(
     done = {heat.key for heat in folder.heats()}
     heats = list(plan(options.draft, grid.temperatures, grid.repeats, questions))
     left = [heat for heat in heats if heat.key not in done]
-    if not left:
+    costs = folder.folder / "branch_costs.json"
+    known = json.loads(costs.read_text()) if costs.exists() else {}
+    costing = options.branch_costs and options.draft not in known
+    if not left and not costing:
         return
     if len(left) < len(heats):
         Console(stderr=True).print(f"{options.draft}: {len(heats) - len(left)} questions are done")
@@ -133,7 +138,15 @@ def _run_draft(
         entrants = _entrants(pair, options)
         _remember(folder.folder, options.draft, pair_facts(pair, entrants))
         tokenizer = pair.parallel.tokenizer
-        run(entrants, left, tokenizer, params, options.prompt_tokens, folder)
+        if left:
+            run(entrants, left, tokenizer, params, options.prompt_tokens, folder)
+        if costing:
+            one_each = {q.suite: q for q in reversed(questions)}.values()
+            most = options.prompt_tokens
+            prompts = [first_ids(tokenizer, question.turns[0], most) for question in one_each]
+            found = branch_costs(pair, prompts, max_tokens=grid.max_tokens, repeats=grid.repeats)
+            known[options.draft] = [asdict(cost) for cost in found]
+            costs.write_text(json.dumps(known, indent=2) + "\n")
     finally:
         pair.close()
 

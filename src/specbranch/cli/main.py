@@ -151,6 +151,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add("--methods", nargs="+", help="only these rows, besides plain and specbranch")
     add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
     add("--overlap", action="store_true", help="measure how well the lanes overlap, too")
+    add("--branch-costs", action="store_true", help="measure what k branches cost, too")
     add("--quick", action="store_true", help="3 questions a suite, 48 tokens, once: a glance")
     add(
         "--reproduce",
