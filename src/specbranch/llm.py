@@ -37,7 +37,7 @@ from specbranch.lanes.base import Lane, Worker
 from specbranch.lanes.placement import place
 from specbranch.lanes.process import TIMEOUT
 from specbranch.lanes.start import pick_lanes, start_lanes
-from specbranch.lanes.virtual import Profile
+from specbranch.lanes.virtual import PLACEMENT, Profile
 from specbranch.metrics import Round
 from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokenizer, named_device
 from specbranch.models.runner import CausalRunner, ModelFacts
@@ -188,7 +188,11 @@ class LLM:
                 f"only process lanes have cores of their own, and these are {self.lanes}: "
                 "use lanes=process"
             )
-        self.placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
+        self.placement = (
+            PLACEMENT
+            if self.lanes == "virtual"
+            else place(devices["target"], devices["draft"], target_cores, draft_cores)
+        )
         self._start(makers, devices, max_model_len, width, lane_timeout, profile, predictor)
 
     @classmethod
@@ -217,7 +221,9 @@ class LLM:
         llm.tokenizer = tokenizer
         devices = {"target": target.device, "draft": (target if draft is None else draft).device}
         llm.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap=False)
-        llm.placement = place(devices["target"], devices["draft"])
+        llm.placement = (
+            PLACEMENT if llm.lanes == "virtual" else place(devices["target"], devices["draft"])
+        )
         runner = CausalRunner(target)
         if width == "auto":
             runner.invariant_from = invariant_from(runner)

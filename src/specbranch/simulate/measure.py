@@ -1,0 +1,247 @@
+"""A profile of this machine, from what the lanes took while they really generated.
+
+The methods run side by side, prompt by prompt; what a forward takes in its place, with the other
+lane at work, the caches as warm as they are then and Python around it, is what a prediction needs.
+Where the lanes share cores, the methods whose models work in turn say what each costs alone.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from specbranch import __version__
+from specbranch.bench.contenders import AS_IN_THE_PAPER, Contender, Pair
+from specbranch.bench.interleave import WARM_UP
+from specbranch.costmodel import OUTLIER, Cost
+from specbranch.errors import InputError
+from specbranch.lanes.profile import Costs, Devices, Profile
+from specbranch.llm import LLM
+from specbranch.metrics import Round
+from specbranch.options import MOST_BRANCHES, DecodingOptions
+from specbranch.sampling import SamplingParams
+
+ENOUGH = 8  # forwards of one size, to say what they take
+LENGTHS = (65, 257, 769)  # tokens of the prompts that reading is measured by
+READINGS = 3  # of each
+ALWAYS = DecodingOptions(speculate="always")
+
+
+@dataclass(frozen=True)
+class _Burst:
+    """A draft call: so many steps, so many tokens in all of them."""
+
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What draft calls take: a part for each call, and a line for each step."""
+
+    call: float
+    step: Cost
+
+
+def measure(
+    pair: Pair, prompts: Sequence[list[int]], tokens: int = 96, repeats: int = 2
+) -> Profile:
+    """Measure a pair on its lanes.
+
+    Args:
+        prompts: as tokens.
+        tokens: to generate for each, by every method.
+        repeats: of the whole.
+
+    Raises:
+        InputError: no draft, or lanes that do not work at the same time.
+    """
+    if pair.parallel.draft is None:
+        raise InputError("a profile is of a pair: give a draft model")
+    if pair.parallel.lanes == "inline":
+        raise InputError(
+            "the models would work in turn here (inline lanes), and a profile is of both at the "
+            "same time: use --lanes process or thread"
+        )
+    plain = Contender("plain", pair.in_turn.plain(), "autoregressive", ALWAYS)
+    exact = Contender("exact", pair.in_turn, "autoregressive", ALWAYS)
+    sps = [
+        Contender(f"SpS {gamma}", pair.in_turn, "speculative", replace(ALWAYS, gamma=gamma))
+        for gamma in (1, 3, 7, 15)
+    ]
+    both = [
+        Contender("PEARL", pair.parallel, "pearl", ALWAYS),
+        Contender("SpecBranch", pair.parallel, "specbranch", ALWAYS),
+        Contender("paper", pair.parallel, "specbranch", AS_IN_THE_PAPER),
+        *(
+            Contender(f"even {k}", pair.parallel, "specbranch", _even(k))
+            for k in (2, 6, MOST_BRANCHES)
+        ),
+    ]
+    rounds = _generate([plain, exact, *sps, *both], prompts, tokens, repeats)
+
+    in_turn = [r for c in sps for r in rounds[c.label]]
+    serial = _capped(_gaps(rounds[exact.label]))
+    target = Costs(_by_size([*in_turn, *rounds[exact.label]]), serial)
+    steps = _fit(in_turn, wide=False)
+    draft = Costs({1: steps.step.seconds(1)}, steps.call + max(0, _capped(_gaps(in_turn)) - serial))
+    reading, drafted = _readings(pair.in_turn, prompts[0], target, draft)
+    target = replace(target, forward={**target.forward, **reading})
+    draft = replace(draft, forward={**draft.forward, **drafted})
+
+    overlapped = [r for c in both for r in rounds[c.label] if r.branching and r.verification]
+    wide = _fit(overlapped, wide=True)
+    message = _capped(_gaps(overlapped))
+    beside = {k: wide.step.seconds(k) for k in (1, MOST_BRANCHES)}
+    slower = beside[1] / draft.forward[1]
+    beside |= {n: max(slower * s, beside[MOST_BRANCHES]) for n, s in drafted.items()}
+    return Profile(
+        Costs(_by_size(overlapped), message, target),
+        Costs(beside, wide.call + message, draft),
+        plain=_verification(rounds[plain.label]) + _capped(_gaps(rounds[plain.label])) - serial,
+        devices=_devices(pair.parallel),
+        source=f"measured: {pair.parallel.target.name} + {pair.parallel.draft.name}",
+        machine=_machine(pair.parallel),
+    )
+
+
+def _verification(rounds: Iterable[Round]) -> float:
+    """Seconds of a verification, whatever its size."""
+    return _capped([r.verification.seconds for r in rounds if r.verification])
+
+
+def _even(k: int) -> DecodingOptions:
+    """So many branches in most rounds, which the cost model alone would seldom grow."""
+    return replace(ALWAYS, k_max=k, branching="even", retrieval=False)
+
+
+def _generate(
+    contenders: Sequence[Contender], prompts: Sequence[list[int]], tokens: int, repeats: int
+) -> dict[str, list[Round]]:
+    """Rounds by contender, without the first of each text, in which the draft catches up."""
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+    for contender in contenders:
+        contender.generate(prompts[0], WARM_UP)
+    found: dict[str, list[Round]] = defaultdict(list)
+    with tqdm(total=repeats * len(prompts) * len(contenders), desc="measuring") as progress:
+        for _ in range(repeats):
+            for prompt in prompts:
+                for contender in contenders:
+                    found[contender.label] += contender.generate(prompt, params).rounds[1:]
+                    progress.update()
+    return found
+
+
+def _readings(
+    llm: LLM, prompt: Sequence[int], target: Costs, draft: Costs
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Seconds that each model takes to read so many tokens at once, by how many."""
+    params = SamplingParams(max_tokens=1, ignore_eos=True)
+    fitting = [n for n in LENGTHS if n < llm.max_model_len]
+    reading, drafted = {}, {}
+    for length in tqdm(fitting, desc="reading"):
+        text = (list(prompt) * length)[:length]
+        taken: dict[str, list[float]] = {"autoregressive": [], "speculative": []}
+        for _ in range(READINGS):
+            for method, seconds in taken.items():
+                [output] = llm.generate([text], params, method=method)
+                seconds.append(output.metrics.seconds)
+        alone, with_draft = (median(seconds) for seconds in taken.values())
+        # Besides there is the one token's forward, and a call for each model.
+        reading[length - 1] = max(alone - target.seconds(1) - 2 * target.call, target.seconds(1))
+        drafted[length - 1] = max(with_draft - alone - 2 * draft.call, draft.seconds(1))
+    return reading, drafted
+
+
+def _by_size(rounds: Iterable[Round]) -> dict[int, float]:
+    """Seconds of verifications by the number of tokens; of all sizes seen often enough."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for verification in (r.verification for r in rounds if r.verification):
+        if len(verification.forwards) == 1:
+            found[verification.forwards[0]].append(verification.seconds)
+    often = {n: seconds for n, seconds in found.items() if len(seconds) >= ENOUGH}
+    return {n: _capped(seconds) for n, seconds in sorted((often or found).items())}
+
+
+def _gaps(rounds: Iterable[Round]) -> list[float]:
+    """Seconds of each round in which no model worked: messages, and the decoder itself."""
+    gaps = []
+    for done in rounds:
+        beside = [s.seconds for s in (done.verification, done.branching) if s]
+        serial = done.drafting.seconds if done.drafting else 0.0
+        gaps.append(max(0.0, done.seconds - serial - max(beside)))
+    return gaps
+
+
+def _capped(values: Sequence[float]) -> float:
+    """The mean; what is far above the median was the machine's doing."""
+    most = OUTLIER * median(values)
+    return mean(min(value, most) for value in values)
+
+
+def _fit(rounds: Iterable[Round], wide: bool) -> _Fit:
+    """Least squares over the draft calls of these rounds.
+
+    Args:
+        wide: whether steps had several branches.
+    """
+    spans = [s for r in rounds for s in (r.drafting, r.branching) if s is not None]
+    bursts = [_Burst(len(s.forwards), sum(s.forwards), s.seconds) for s in spans]
+    rows = np.array([(1, b.steps, b.tokens if wide else b.steps) for b in bursts], dtype=float)
+    taken = np.array([b.seconds for b in bursts])
+    capped = taken
+    for _ in range(4):
+        call, base, each = np.linalg.lstsq(rows, capped, rcond=None)[0]
+        if wide and each < 0:
+            return _fit(rounds, wide=False)
+        capped = np.minimum(taken, OUTLIER * np.maximum(rows @ (call, base, each), 1e-9))
+    if not wide:
+        base, each = base + each, 0.0
+    return _Fit(max(0.0, float(call)), Cost(float(base), float(each)))
+
+
+def _devices(llm: LLM) -> Devices:
+    """Cores, or GPUs where the models are on any."""
+    assert llm.draft is not None
+    models = (llm.target.device, llm.draft.device)
+    if "cpu" in models:
+        cores = llm.placement.alone.threads
+        return Devices("core", cores, cores, cores)
+    both = len(set(models))
+    return Devices("GPU", 1, both, both)
+
+
+def _machine(llm: LLM) -> dict[str, str]:
+    assert llm.draft is not None
+    kinds = ("compiled" if model.compiled else "eager" for model in (llm.target, llm.draft))
+    target, draft = kinds
+    return {
+        "cpu": _cpu(),
+        "target": f"{llm.target.device}, {llm.target.dtype}, {target}, {llm.placement.target}",
+        "draft": f"{llm.draft.device}, {llm.draft.dtype}, {draft}, {llm.placement.draft}",
+        "alone": str(llm.placement.alone),
+        "lanes": llm.lanes,
+        "width": str(llm.width),
+        "versions": f"specbranch {__version__}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, Python {platform.python_version()}",
+    }
+
+
+def _cpu() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
