@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
 from specbranch.bench.contenders import AS_IN_THE_PAPER, PAPER, Contender, Pair
-from specbranch.bench.interleave import interleave
-from specbranch.bench.speed import Spread
+from specbranch.bench.interleave import WARM_UP
 from specbranch.lanes.profile import Profile
+from specbranch.metrics import Metrics
 from specbranch.options import DecodingOptions
 from specbranch.prompts import read_prompts
 from specbranch.simulate.measure import measure
@@ -34,6 +37,24 @@ def contenders(pair: Pair) -> list[Contender]:
     both = [c for c in pair.lineup(fixed) if c.method in ("speculative", "pearl")]
     rest = [c for c in pair.lineup(free) if c.method in ("autoregressive", "specbranch")]
     return [*rest, *both, Contender(PAPER, pair.parallel, "specbranch", AS_IN_THE_PAPER)]
+
+
+def run(
+    pair: Pair, prompts: list[list[int]], params: SamplingParams, repeats: int
+) -> dict[str, list[Metrics]]:
+    """Sums over the prompts by method, one a repeat; the methods take turns at every prompt."""
+    methods = contenders(pair)
+    for contender in methods:
+        contender.generate(prompts[0], WARM_UP)
+    found: dict[str, list[Metrics]] = {contender.label: [] for contender in methods}
+    for _ in tqdm(range(repeats), desc="running"):
+        sums = {contender.label: Metrics() for contender in methods}
+        for prompt in prompts:
+            for contender in methods:
+                sums[contender.label] += contender.generate(prompt, params).metrics
+        for label, metrics in sums.items():
+            found[label].append(metrics)
+    return found
 
 
 def main() -> None:
@@ -63,22 +84,19 @@ def main() -> None:
     if options.save:
         profile.save(options.save)
     params = SamplingParams(max_tokens=options.max_tokens)
-    results = interleave(contenders(pair), prompts, params, options.repeats)
+    results = run(pair, prompts, params, options.repeats)
     pair.close()
     with LLM(draft=options.draft, lanes="virtual", profile=profile) as llm:
         predicted = predict(llm, profile, prompts, params, gammas=(GAMMA,))
-    print(
-        "| method | measured tokens/s | predicted | predicted ÷ measured | M measured | predicted |"
-    )
+    print("| method | measured tokens/s | predicted | predicted ÷ measured | M | predicted |")
     print("|---|---|---|---|---|---|")
     for row in predicted:
-        runs = results.metrics[row.label]
-        measured = Spread.of(run.tokens_per_second for run in runs)
-        accepted = Spread.of(run.mean_accepted_length for run in runs)
+        speeds = [metrics.tokens_per_second for metrics in results[row.label]]
+        accepted = median(metrics.mean_accepted_length for metrics in results[row.label])
         print(
-            f"| {row.label} | {measured} | {row.tokens_per_second:.2f} | "
-            f"{row.tokens_per_second / measured.middle:.3f} | {accepted.middle:.2f} | "
-            f"{row.accepted:.2f} |"
+            f"| {row.label} | {median(speeds):.1f} ({min(speeds):.1f}-{max(speeds):.1f}) | "
+            f"{row.tokens_per_second:.1f} | {row.tokens_per_second / median(speeds):.3f} | "
+            f"{accepted:.2f} | {row.accepted:.2f} |"
         )
 
 

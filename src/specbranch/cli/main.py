@@ -166,7 +166,11 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         help="JSON lines: for every position how many tokens a verification would commit",
     )
     add("--column", default="eagle", help="of those rows (default eagle)")
-    add("--hit", type=float, help="chance that the token after an accepted chain is a candidate")
+    add(
+        "--hit",
+        type=float,
+        help="chance that a branch has the token after an accepted chain (default 0.79)",
+    )
     _add_method(parser)
     _add_models(parser)
     parser.set_defaults(lanes="virtual", target_cores=None, draft_cores=None, lane_timeout=None)
