@@ -156,7 +156,7 @@ def _report(
     console = Console()
     console.print(_table(rows, title, profile.devices.unit))
     unit = profile.devices.unit
-    console.print(f"× a {unit}: speed ÷ plain decoding's, each divided by the {unit}s it takes")
+    console.print(f"× each: speed ÷ plain decoding's, each divided by the {unit}s it takes")
     console.print(profile.source, highlight=False, soft_wrap=True)
     if options.output:
         figures: dict[str, Any] = {
@@ -177,11 +177,12 @@ def _table(rows: Sequence[Prediction], title: str, unit: str) -> Table:
         "RB": lambda row: f"{row.rollback:.2f}",
         "idle": lambda row: f"{100 * row.idle:.0f} %",
         f"{unit}s": lambda row: str(row.devices),
-        f"× a {unit}": lambda row: f"{row.per_device:.2f}",
+        "× each": lambda row: f"{row.per_device:.2f}",
     }
     table = Table(title=title)
     for heading in columns:
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+        first = heading == "method"
+        table.add_column(heading, justify="left" if first else "right", no_wrap=not first)
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
     return table

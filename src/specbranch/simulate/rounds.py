@@ -25,7 +25,7 @@ from specbranch.prompts import read_jsonl
 from specbranch.simulate.predict import Prediction
 
 Recording = Sequence[int]  # tokens that a verification at each position would commit
-ONE_POINT = "SpecBranch, one branch point"
+ONE_POINT = "SpecBranch, one point"
 
 
 def read_recordings(file: Path, column: str, limit: int | None = None) -> list[list[int]]:
