@@ -144,7 +144,7 @@ def test_measuring_finds_the_costs_that_there_are(monkeypatch: pytest.MonkeyPatc
     with pair(ALONE) as llm:
         found = measure(Pair(llm, llm), PROMPTS[:1], tokens=60, repeats=1)
     assert found.plain == pytest.approx(0.0101, rel=1e-3)
-    assert found.target.alone and found.draft.alone
+    assert found.target.alone and found.draft.alone and ALONE.target.alone
     for n in (2, 4, 8):  # on a virtual clock what a call adds is within its span
         beside = found.target.seconds(n) + found.target.call
         assert beside == pytest.approx(ALONE.target.seconds(n) + 2e-4, rel=0.01)

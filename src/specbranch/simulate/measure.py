@@ -27,10 +27,11 @@ from specbranch.errors import InputError
 from specbranch.lanes.profile import Costs, Devices, Profile
 from specbranch.llm import LLM
 from specbranch.metrics import Round
-from specbranch.options import MOST_BRANCHES, DecodingOptions
+from specbranch.options import MOST_BRANCHES, MOST_GAMMA, DecodingOptions
 from specbranch.sampling import SamplingParams
 
 ENOUGH = 8  # forwards of one size, to say what they take
+WIDEST = MOST_GAMMA + 1  # tokens of a verification
 LENGTHS = (65, 257, 769)  # tokens of the prompts that reading is measured by
 READINGS = 3  # of each
 ALWAYS = DecodingOptions(speculate="always")
@@ -94,7 +95,7 @@ def measure(
     serial = _capped(_gaps(rounds[exact.label]))
     target = Costs(_by_size([*in_turn, *rounds[exact.label]]), serial)
     steps = _fit(in_turn, wide=False)
-    draft = Costs({1: steps.step.seconds(1)}, steps.call + max(0, _capped(_gaps(in_turn)) - serial))
+    draft = Costs({1: steps.step.seconds(1)}, steps.call + _capped(_gaps(in_turn)))
     reading, drafted = _readings(pair.in_turn, prompts[0], target, draft)
     target = replace(target, forward={**target.forward, **reading})
     draft = replace(draft, forward={**draft.forward, **drafted})
@@ -164,22 +165,37 @@ def _readings(
 
 
 def _by_size(rounds: Iterable[Round]) -> dict[int, float]:
-    """Seconds of verifications by the number of tokens; of all sizes seen often enough."""
+    """Seconds of verifications by the number of tokens: of all sizes seen often enough.
+
+    A straight line through them stands in for the widest, if need be.
+    """
     found: dict[int, list[float]] = defaultdict(list)
     for verification in (r.verification for r in rounds if r.verification):
         if len(verification.forwards) == 1:
             found[verification.forwards[0]].append(verification.seconds)
-    often = {n: seconds for n, seconds in found.items() if len(seconds) >= ENOUGH}
-    return {n: _capped(seconds) for n, seconds in sorted((often or found).items())}
+    means = {n: _capped(seconds) for n, seconds in sorted(found.items())}
+    known = {n: means[n] for n in means if len(found[n]) >= ENOUGH} or means
+    if len(known) > 1:
+        weights = [len(found[n]) ** 0.5 for n in known]
+        each, base = np.polyfit([*known], [*known.values()], 1, w=weights)
+        line = Cost(float(base), max(0.0, float(each)))
+        if max(known) < WIDEST:
+            known[WIDEST] = max(line.seconds(WIDEST), known[max(known)])
+    return known
 
 
 def _gaps(rounds: Iterable[Round]) -> list[float]:
-    """Seconds of each round in which no model worked: messages, and the decoder itself."""
+    """Seconds of each round in which no model worked, for each call that was waited for.
+
+    They are the messages', and the decoder's own.
+    """
     gaps = []
     for done in rounds:
-        beside = [s.seconds for s in (done.verification, done.branching) if s]
-        serial = done.drafting.seconds if done.drafting else 0.0
-        gaps.append(max(0.0, done.seconds - serial - max(beside)))
+        beside = max(s.seconds for s in (done.verification, done.branching) if s)
+        if done.drafting:
+            gaps.append(max(0.0, done.seconds - done.drafting.seconds - beside) / 2)
+        else:
+            gaps.append(max(0.0, done.seconds - beside))
     return gaps
 
 

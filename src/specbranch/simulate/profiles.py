@@ -11,8 +11,8 @@ CPU to launch kernels. So, derived here:
 - arithmetic takes 2 operations a weight and token at half of the data sheet's 312 teraflops, beside
   the reading: a dozen tokens or branches take as long as one.
 
-Of Llama-3.1-70B on two GPUs this says 22.0 tokens/s; of Llama-2-70B gpt-fast publishes 21.32. The paper
-(arXiv 2506.01979) gives one figure, a verification of 31.4 ms, and does not say of which pair.
+Of Llama-3.1-70B on two GPUs this says 22.0 tokens/s; gpt-fast publishes 21.32 of Llama-2-70B. The
+paper (arXiv 2506.01979) gives one figure, a verification of 31.4 ms, of a pair it does not name.
 """
 
 from __future__ import annotations
