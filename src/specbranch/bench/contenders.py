@@ -23,6 +23,11 @@ IN_TURN = "specbranch-in-turn"
 # Verifications of several lengths with nothing beside them.
 BY_ITSELF = {gamma: f"sps-{gamma}-share" for gamma in (1, 4, 8)}
 
+LABELS = {
+    PLAIN: "plain decoding",
+    SPECBRANCH: "SpecBranch",
+    PAPER: "SpecBranch as in the paper",
+}
 AS_IN_THE_PAPER = DecodingOptions("auto", 0.3, MOST_BRANCHES, "point", "always", retrieval=False)
 
 
@@ -113,11 +118,15 @@ class Pair:
         fixed = replace(options, gamma=gamma)
         plain = self.in_turn.plain()
         return [
-            Contender(PLAIN, "plain decoding", plain, "autoregressive", options),
+            Contender(PLAIN, LABELS[PLAIN], plain, "autoregressive", options),
             Contender(f"sps-{gamma}", f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),
             Contender(f"pearl-{gamma}", f"PEARL, γ = {gamma}", self.parallel, "pearl", fixed),
-            Contender(SPECBRANCH, "SpecBranch", self.parallel, "specbranch", options),
+            Contender(SPECBRANCH, LABELS[SPECBRANCH], self.parallel, "specbranch", options),
         ]
+
+    def as_in_the_paper(self) -> Contender:
+        """SpecBranch by the paper's rules alone."""
+        return Contender(PAPER, LABELS[PAPER], self.parallel, "specbranch", AS_IN_THE_PAPER)
 
     def field(self, options: DecodingOptions) -> list[Contender]:
         """All methods, SpS with short chains, too, and plain decoding of several kinds."""
@@ -132,8 +141,7 @@ class Pair:
             Contender("lookahead", "lookahead", self.in_turn, "lookahead", free),
             Contender("adaedl", "AdaEDL", self.in_turn, "adaedl", free),
         ]
-        paper = "SpecBranch as in the paper"
-        contenders.append(Contender(PAPER, paper, self.parallel, "specbranch", AS_IN_THE_PAPER))
+        contenders.append(self.as_in_the_paper())
         kept = self.parallel.on_target_share()
         exact = Contender(BIT_EXACT, "plain decoding, bit-exact", kept, "autoregressive", options)
         contenders.append(replace(exact, competes=False))

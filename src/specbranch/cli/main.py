@@ -25,7 +25,7 @@ def _share_or_word(given: str) -> float | str:
         return given
 
 
-def _add_pair(parser: argparse.ArgumentParser) -> None:
+def _add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the pair")
     add = group.add_argument
     add("--target", default="target", help="bundled name, folder or hub name (default: bundled)")
@@ -49,6 +49,9 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     )
     add("--max-model-len", type=int, help="most tokens of a text, prompt included")
 
+
+def _add_pair(parser: argparse.ArgumentParser) -> None:
+    _add_models(parser)
     group = parser.add_argument_group("lanes: where the models run")
     add = group.add_argument
     add(
@@ -167,6 +170,54 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(max_tokens=None)
 
 
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", type=Path, nargs="*", help="prompts: .jsonl, one a row (default: a few built in)")
+    add("--list", action="store_true", help="show the built-in profiles and their sources")
+    add("--limit", type=int, help="only the first N prompts (recordings: rows) of each file")
+    add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
+    add("--max-tokens", type=int, default=96, help="tokens of each text (default 96)")
+    add("--output", type=Path, help="write the figures as JSON, too")
+
+    add = parser.add_argument_group("the hardware: a profile, or speeds by hand").add_argument
+    add("--profile", help="a built-in one by name, or a file that `specbranch profile` wrote")
+    add("--c", type=float, help="time of a target forward, in draft steps")
+    add("--draft-ms", type=float, help="milliseconds of a draft step (default 2)")
+    add("--branch-cost", type=float, help="what a further branch adds to a step (default 0.05)")
+
+    add = parser.add_argument_group("sweep").add_argument
+    add("--sweep-c", type=float, nargs="+", help="speed ratios to try SpecBranch with")
+    add("--sweep-gamma", type=_number_or_word, nargs="+", help="γ to try (default 2 4 8 12 auto)")
+    add("--plot", type=Path, help="heat map of the sweep: .svg or .png")
+
+    add = parser.add_argument_group("recorded acceptance, instead of a pair").add_argument
+    add(
+        "--acceptance",
+        type=Path,
+        help="JSON lines: for every position how many tokens a verification would commit",
+    )
+    add("--column", default="eagle", help="of those rows (default eagle)")
+    add(
+        "--hit",
+        type=float,
+        help="chance that a branch has the token after an accepted chain (default 0.79)",
+    )
+    _add_drafting(parser)
+    _add_models(parser)
+    parser.set_defaults(lanes="virtual", target_cores=None, draft_cores=None, lane_timeout=None)
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", type=Path, nargs="*", help="prompts: .jsonl, one a row (default: a few built in)")
+    add("--out", type=Path, required=True, help="the profile: a .json file")
+    add("--limit", type=int, help="only the first N prompts of each file")
+    add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
+    add("--max-tokens", type=int, default=96, help="tokens of each text (default 96)")
+    add("--repeats", type=int, default=2, help="of the whole (default 2)")
+    _add_pair(parser)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="specbranch",
@@ -208,6 +259,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_bench(commands.add_parser("bench", help="measure every method's speed side by side"))
 
+    _add_profile(
+        commands.add_parser("profile", help="measure what the pair's forwards take on this machine")
+    )
+    _add_simulate(
+        commands.add_parser("simulate", help="what each method would gain on other hardware")
+    )
+
     _add_hrad(commands.add_parser("hrad", help="train the predictor of how much to draft"))
 
     info = commands.add_parser("info", help="show the pair, its vocabularies, devices, versions")
@@ -232,6 +290,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from specbranch.cli.bench import run_bench
 
             return run_bench(options)
+        if options.command == "profile":
+            from specbranch.cli.profile import run_profile
+
+            return run_profile(options)
+        if options.command == "simulate":
+            from specbranch.cli.simulate import run_simulate
+
+            return run_simulate(options)
         if options.command == "hrad":
             from specbranch.cli.hrad import run_hrad
 

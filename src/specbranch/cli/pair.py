@@ -12,12 +12,17 @@ from specbranch.llm import LLM
 from specbranch.sampling import SamplingParams
 
 
-def load_llm(options: argparse.Namespace) -> LLM:
+def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM:
     """Load the pair that the options name.
+
+    Args:
+        profile: of virtual lanes, instead of the one that the options name.
 
     Raises:
         InputError, UnsupportedModelError: as `LLM`.
     """
+    if profile is None and options.profile:
+        profile = Profile.load(options.profile)
     given: dict[str, Any] = {
         name: getattr(options, name)
         for name in (
@@ -42,10 +47,10 @@ def load_llm(options: argparse.Namespace) -> LLM:
         target_device=options.target_device,
         draft_device=options.draft_device,
         sharded=options.sharded,
-        lanes="virtual" if options.profile else options.lanes,
+        lanes="virtual" if profile else options.lanes,
         target_cores=options.target_cores,
         draft_cores=options.draft_cores,
-        profile=Profile.load(options.profile) if options.profile else None,
+        profile=profile,
         width=options.width or None,
         max_model_len=options.max_model_len,
         enforce_eager=options.enforce_eager,

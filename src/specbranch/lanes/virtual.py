@@ -7,93 +7,19 @@ any hardware.
 
 from __future__ import annotations
 
-import json
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
-from specbranch.errors import InputError
 from specbranch.lanes.base import AwaitedCall, Call, Host, Span, Worker
-from specbranch.lanes.placement import Share
+from specbranch.lanes.placement import Placement, Share
+from specbranch.lanes.profile import Costs, Devices, Profile
 
+__all__ = ["PLACEMENT", "Costs", "Devices", "Profile", "VirtualClock", "VirtualLane"]
 
-@dataclass(frozen=True)
-class Costs:
-    """What a model's forwards take on some hardware.
-
-    Attributes:
-        forward: seconds by the number of tokens (of a draft's step: of branches), linear between
-            the numbers given and level beyond them.
-        call: seconds for each call of the lane besides: messages, and what surrounds the forwards.
-    """
-
-    forward: Mapping[int, float]
-    call: float = 0.0
-
-    def seconds(self, tokens: int) -> float:
-        """Duration of a forward of that many tokens."""
-        known = sorted(self.forward)
-        if tokens in self.forward or tokens <= known[0] or tokens >= known[-1]:
-            return self.forward[min(max(tokens, known[0]), known[-1])]
-        above = bisect_left(known, tokens)
-        low, high = known[above - 1], known[above]
-        share = (tokens - low) / (high - low)
-        return self.forward[low] * (1 - share) + self.forward[high] * share
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Costs of both lanes of a pair on some hardware."""
-
-    target: Costs
-    draft: Costs
-
-    @classmethod
-    def of_ratio(cls, c: float, branch_cost: float = 0.0, step: float = 1e-3) -> Profile:
-        """Time in the abstract.
-
-        Args:
-            c: time of a target forward, of however many tokens, in draft steps.
-            branch_cost: what a branch more adds to a draft step, as a share of it.
-            step: seconds of a draft step of one branch.
-        """
-        most = 256
-        draft = {k: step * (1 + branch_cost * (k - 1)) for k in (1, most)}
-        return cls(Costs({1: c * step}), Costs(draft))
-
-    @classmethod
-    def load(cls, file: Path) -> Profile:
-        """Read a profile as `save` writes it.
-
-        Raises:
-            InputError: no such file, or no profile.
-        """
-        try:
-            found = json.loads(file.read_text())
-            lanes = {
-                lane: Costs(
-                    {int(n): float(s) for n, s in found[lane]["forward"].items()},
-                    float(found[lane].get("call", 0)),
-                )
-                for lane in ("target", "draft")
-            }
-        except OSError as error:
-            raise InputError(f"cannot read {file}: {error.strerror}") from error
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(
-                f'{file} is no profile: it needs {{"target": {{"forward": {{"1": seconds, …}}}}, '
-                '"draft": {…}}'
-            ) from error
-        if not all(c.forward and min(*c.forward, *c.forward.values()) > 0 for c in lanes.values()):
-            raise InputError(f"{file}: a profile needs seconds for 1 or more tokens of each lane")
-        return cls(**lanes)
-
-    def save(self, file: Path) -> None:
-        """Write the profile as JSON."""
-        file.write_text(json.dumps(asdict(self), indent=2) + "\n")
+# Of a virtual machine, whatever the real one has: shares that differ, so that a lane can tell.
+PLACEMENT = Placement(target=Share(1), draft=Share(1), alone=Share(2))
 
 
 @dataclass
@@ -110,6 +36,7 @@ class VirtualCall(AwaitedCall):
         super().__init__(lane)
         self._clock = lane.clock
         self.method, self.args = method, args
+        self.costs = lane.costs
         self.submitted = lane.clock.now
         self.stopped_at = float("inf")
 
@@ -125,6 +52,9 @@ class VirtualLane:
         name: of the lane.
         costs: of its model.
         clock: shared by the lanes of a pair.
+
+    Attributes:
+        costs: those that the next call has, by the share that the lane has now.
     """
 
     def __init__(
@@ -132,8 +62,9 @@ class VirtualLane:
     ) -> None:
         self.name = name
         self.clock = clock
+        self.costs = costs
         self._host = Host(name, make_worker)
-        self._costs = costs
+        self._beside, self._alone = costs, costs.alone or costs
         self._free = 0.0
         self._calls: deque[VirtualCall] = deque()
 
@@ -149,7 +80,7 @@ class VirtualLane:
         self.clock.now = max(self.clock.now, call.span.end)
 
     def occupy(self, share: Share) -> None:
-        """Nothing to do: the profile says how fast the lane is."""
+        self.costs = self._alone if share == PLACEMENT.alone else self._beside
 
     def now(self) -> float:
         return self.clock.now
@@ -163,7 +94,7 @@ class VirtualLane:
         start = max(call.submitted, self._free)
 
         def end(forwards: tuple[int, ...]) -> float:
-            return start + self._costs.call + sum(map(self._costs.seconds, forwards))
+            return start + call.costs.call + sum(map(call.costs.seconds, forwards))
 
         def stopped() -> bool:
             return end(self._host.forwards) >= call.stopped_at

@@ -1,0 +1,1 @@
+"""What-if timing: the real algorithm, or recorded acceptance, on hardware that is not here."""
