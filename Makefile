@@ -8,7 +8,7 @@ demo: .venv/installed
 	.venv/bin/specbranch generate "$(PROMPT)"
 
 test: .venv/installed-dev
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 # Compiling every model of every test would take hours; `test_compiled.py` is for that.
 os.environ["SPECBRANCH_ENFORCE_EAGER"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several at a time gets one core's worth
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from tests.forwards import BLOCK
 from tests.hook import Drafts, tiny
