@@ -13,9 +13,11 @@ from specbranch.metrics import Round
 from specbranch.options import DecodingOptions
 from specbranch.tuning import (
     FIRST_PAUSE,
+    FIRST_REFRESH,
     LEAST_JUDGED,
     MEMORY,
     PLAIN_ROUNDS,
+    REFRESH,
     TRIALS,
     Tuning,
 )
@@ -79,6 +81,16 @@ def plainly(tuning, seconds=10.0):
     return count
 
 
+def until_paused(tuning, drafting):
+    """Rounds that commit one token each, until drafting is turned off; how many."""
+    count = 0
+    while not tuning.paused:
+        plainly(tuning)
+        play(tuning, 1, 1, drafting=drafting)
+        count += 1
+    return count
+
+
 class TestTuning:
     def test_what_is_given_is_used(self):
         tuning = Tuning(DecodingOptions(5, 0.3, 4, speculate="always"))
@@ -105,11 +117,10 @@ class TestTuning:
     def test_turns_off_what_does_not_pay_and_says_so_once(self, caplog):
         tuning = Tuning(DecodingOptions())
         with caplog.at_level(logging.WARNING, "specbranch"):
-            assert plainly(tuning) == PLAIN_ROUNDS
+            assert plainly(tuning) == PLAIN_ROUNDS + 1  # the first one is no measure
             pauses = []
             for _ in range(4):
-                while tuning.speculates:
-                    play(tuning, 1, 1, drafting=10)
+                until_paused(tuning, drafting=10)
                 pauses.append(plainly(tuning))
         # A round that takes twice as long as plain decoding's loses one token's time.
         lost = sum(MEMORY**i for i in range(LEAST_JUDGED + 1))
@@ -121,19 +132,38 @@ class TestTuning:
         tuning = Tuning(DecodingOptions())
         plainly(tuning)
         play(tuning, 300, 2, drafting=5)
-        assert tuning.speculates
+        assert not tuning.paused
         play(tuning, 200, 1, drafting=5)
-        assert not tuning.speculates
+        assert tuning.paused
+
+    def test_plain_decoding_is_timed_again(self):
+        """A new process is slow: by its first forwards, drafting would pay for ever."""
+        tuning = Tuning(DecodingOptions())
+        plainly(tuning, seconds=30.0)
+        play(tuning, FIRST_REFRESH - 1, 1, drafting=10)
+        assert tuning.speculates
+        play(tuning, 1, 1, drafting=10)
+        assert plainly(tuning) == PLAIN_ROUNDS
+        assert not tuning.paused
+        rounds = until_paused(tuning, drafting=10)
+        assert FIRST_REFRESH < rounds < 10 * FIRST_REFRESH
+        timed, count = [], 0
+        tuning = Tuning(DecodingOptions())
+        plainly(tuning)
+        while len(timed) < 12:
+            play(tuning, 1, 4)
+            count += 1
+            if plainly(tuning):
+                timed.append(count)
+                count = 0
+        assert timed[:3] == [FIRST_REFRESH, 2 * FIRST_REFRESH, 4 * FIRST_REFRESH]
+        assert timed[-1] == REFRESH
 
     @pytest.mark.parametrize(("loss", "least", "most"), [(10, 6, 6), (2, 10, 20)])
     def test_the_less_is_lost_the_longer_it_takes_to_judge(self, loss, least, most):
         tuning = Tuning(DecodingOptions())
         plainly(tuning)
-        count = 0
-        while tuning.speculates:
-            play(tuning, 1, 1, drafting=loss)
-            count += 1
-        assert least <= count <= most
+        assert least <= until_paused(tuning, drafting=loss) <= most
 
     def test_always_is_always(self):
         tuning = Tuning(DecodingOptions(speculate="always"))

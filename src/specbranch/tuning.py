@@ -26,7 +26,9 @@ TRIALS = 0.01  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
 LEAST_ROUNDS = 3  # to know what a round takes
 LEAST_JUDGED = 4  # to say anything about drafting: one round in three commits a single token
-PLAIN_ROUNDS = 3  # to know what plain decoding takes; the first forward of a model is slow
+PLAIN_ROUNDS = 3  # to know what plain decoding takes
+FIRST_REFRESH = 8  # rounds with drafting after which that is timed again: a new process is slow
+REFRESH = 128  # the same later on; doubled up to there
 
 
 class Tuning:
@@ -34,16 +36,21 @@ class Tuning:
 
     Args:
         options: what is not `auto` in them is left as it is.
+
+    Attributes:
+        paused: whether drafting is turned off because it did not pay.
     """
 
     def __init__(self, options: DecodingOptions) -> None:
         self._options = options
         self._verification = RunningCost()
         self._step = RunningCost()
-        self._plain: deque[float] = deque(maxlen=16)
+        self._plain: deque[float] = deque(maxlen=8)
         self._rounds = self._tokens = self._seconds = 0.0
-        self._warm = False
+        self._warm = self._plain_warm = False
         self._plain_left = PLAIN_ROUNDS
+        self._since_plain, self._refresh = 0, FIRST_REFRESH
+        self.paused = False
         self._pause = FIRST_PAUSE
         self._said = False
 
@@ -86,18 +93,25 @@ class Tuning:
 
     def saw_plain(self, verification: Span, tokens: int = 1) -> None:
         """Take in a round without the draft, and how many tokens it committed."""
-        if sum(verification.forwards) == 1:  # nothing was retrieved
+        # The first one moves to other cores; and what was retrieved is no plain decoding.
+        if self._plain_warm and sum(verification.forwards) == 1:
             self._plain.append(verification.seconds)
+        self._plain_warm = True
         if self._plain:
             self._plain_left -= tokens
-        if self._plain_left <= 0:
+        if self._plain_left <= 0 and self.paused:
             self._rounds = self._tokens = self._seconds = 0.0
-            self._warm = False
+            self._warm = self.paused = False
 
     def saw(self, done: Round, seconds: float) -> None:
         """Take in a round with drafting, and how long it took."""
         verification = done.verification
         assert verification is not None
+        self._plain_warm = False
+        self._since_plain += 1
+        if self._since_plain >= self._refresh:
+            self._plain_left = PLAIN_ROUNDS
+            self._since_plain, self._refresh = 0, min(2 * self._refresh, REFRESH)
         self._verification.observe(sum(verification.forwards), verification.seconds)
         for burst in (done.drafting, done.branching):
             if burst is not None and burst.forwards:
@@ -125,6 +139,7 @@ class Tuning:
             return
         self._plain_left = max(self._pause, int((plain - self._tokens) / TRIALS))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self.paused = True
         if not self._said:
             logger.warning(
                 "speculation turned off: with it, decoding ran at %.2f of its plain speed; it is "

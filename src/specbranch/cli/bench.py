@@ -34,8 +34,8 @@ from specbranch.zoo import PREDICTORS
 class Grid:
     """What is run, where the user did not say: enough for a table, for the paper's, or a glance.
 
-    The paper's asks more questions once rather than fewer ones often: the clock's noise averages out
-    alike, and what differs from question to question does, too.
+    The paper's asks more questions once rather than fewer ones often: the clock's noise averages
+    out alike, and what differs from question to question does, too.
     """
 
     drafts: list[str]
@@ -53,7 +53,7 @@ class Grid:
             options.drafts or ([*PREDICTORS] if whole else [options.draft]),
             options.suites or ([*PAPER_SUITES] if whole else [TEN]),
             options.temperatures or ([0.0, 1.0] if whole else [0.0]),
-            options.limit or ((1 if quick else 4) if whole else (3 if quick else 10)),
+            options.limit or ((1 if quick else 3) if whole else (3 if quick else 10)),
             options.repeats or (1 if quick or whole else 3),
             options.max_tokens or (48 if quick else 128),
         )
