@@ -19,6 +19,7 @@ from specbranch.tuning import (
     PLAIN_ROUNDS,
     REFRESH,
     TRIALS,
+    UNASKED,
     Tuning,
 )
 
@@ -164,6 +165,19 @@ class TestTuning:
         tuning = Tuning(DecodingOptions())
         plainly(tuning)
         assert least <= until_paused(tuning, drafting=loss) <= most
+
+    def test_repeats_are_asked_for_while_there_are_any(self):
+        tuning = Tuning(DecodingOptions())
+        assert tuning.asks
+        asked = 0
+        for _ in range(200):
+            asked += tuning.asks
+            tuning.saw_plain(Span(0, 10, (1,)), 1, asked=tuning.asks)
+        assert 200 / (UNASKED + 1) < asked < 40
+        while not tuning.asks:
+            tuning.saw_plain(Span(0, 10, (1,)))
+        tuning.saw_plain(Span(0, 12, (6,)), 6, asked=True)  # there it is again
+        assert tuning.asks
 
     def test_always_is_always(self):
         tuning = Tuning(DecodingOptions(speculate="always"))

@@ -26,6 +26,8 @@ TRIALS = 0.01  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
 LEAST_ROUNDS = 3  # to know what a round takes
 LEAST_JUDGED = 4  # to say anything about drafting: one round in three commits a single token
+REPEATS = 1.1  # tokens a round, while drafting is off, from which on asking what repeats pays
+UNASKED = 16  # rounds after which it is asked all the same
 PLAIN_ROUNDS = 3  # to know what plain decoding takes
 FIRST_REFRESH = 8  # rounds with drafting after which that is timed again: a new process is slow
 REFRESH = 128  # the same later on; doubled up to there
@@ -50,6 +52,7 @@ class Tuning:
         self._warm = self._plain_warm = False
         self._plain_left = PLAIN_ROUNDS
         self._since_plain, self._refresh = 0, FIRST_REFRESH
+        self._repeated, self._unasked = 1.5, 0
         self.paused = False
         self._pause = FIRST_PAUSE
         self._said = False
@@ -91,8 +94,20 @@ class Tuning:
             seconds += self._step.cost.seconds(1)
         return KeepRule(reach=min(seconds * self._tokens / self._seconds, 0.9), signal=signal)
 
-    def saw_plain(self, verification: Span, tokens: int = 1) -> None:
-        """Take in a round without the draft, and how many tokens it committed."""
+    @property
+    def asks(self) -> bool:
+        """Whether a round without the draft is to look for what the text repeats."""
+        return self._repeated >= REPEATS or self._unasked >= UNASKED
+
+    def saw_plain(self, verification: Span, tokens: int = 1, asked: bool = False) -> None:
+        """Take in a round without the draft, and how many tokens it committed.
+
+        Args:
+            asked: whether it looked for what the text repeats.
+        """
+        self._unasked = 0 if asked else self._unasked + 1
+        if asked:
+            self._repeated += 0.1 * (tokens - self._repeated)
         # The first one moves to other cores; and what was retrieved is no plain decoding.
         if self._plain_warm and sum(verification.forwards) == 1:
             self._plain.append(verification.seconds)

@@ -107,7 +107,8 @@ def _without_draft(
     lanes.share_target(overlap=False)
     chain = Chain([], [], [])
     length = sequence.length
-    if options.retrieval:
+    asked = options.retrieval and tuning.asks
+    if asked:
         most = min(options.retrieved, sequence.remaining - 1)
         rule = KeepRule()
         chain = lanes.draft.submit("draft", sequence.id, resolution, 0, rule, most).result()
@@ -116,8 +117,8 @@ def _without_draft(
     done = commit(sequence, chain.tokens, outcome)
     done.retrieved = chain.retrieved
     done.verification = verifying.span
-    tuning.saw_plain(verifying.span, len(done.tokens))
-    if options.retrieval:
+    tuning.saw_plain(verifying.span, len(done.tokens), asked)
+    if asked:
         return done, Resolution(length + outcome.accepted, [outcome.token])
     return done, resolution.then(outcome.token)
 

@@ -33,7 +33,8 @@ class Share:
 
     def take(self) -> None:
         """Give this process, all its threads included, this share and no more."""
-        if self.cores:
+        # Threads that are bound (see `process.bound`) are on the first of their places already.
+        if self.cores and "OMP_PLACES" not in os.environ:
             for thread in os.listdir("/proc/self/task"):
                 os.sched_setaffinity(int(thread), self.cores)
         torch.set_num_threads(self.threads)
@@ -57,6 +58,11 @@ class Placement:
         if not overlap:
             return self.alone
         return self.target if lane == "target" else self.draft
+
+    def places(self, lane: str) -> tuple[int, ...]:
+        """Cores in the order in which a lane takes them: its own, then the other one's."""
+        own = self.share(lane, overlap=True).cores
+        return (*own, *(core for core in self.alone.cores if core not in own))
 
 
 def parse_cores(given: str) -> tuple[int, ...]:

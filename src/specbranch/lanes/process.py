@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -31,6 +31,16 @@ from specbranch.lanes.placement import Share
 # it, where they would take the other lane's core. (By default, SpS on two cores is slowed by 25 %.)
 SPINNING = {"GOMP_SPINCOUNT": "10000"}
 TIMEOUT = 600.0  # seconds; reading a long prompt on a slow CPU takes minutes
+
+
+def bound(places: Sequence[int]) -> dict[str, str]:
+    """Environment in which each computing thread stays on a core of its own.
+
+    Left to the scheduler, threads that sleep between forwards often wake up on the same core.
+    """
+    if not places:
+        return {}
+    return {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in places)}
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,8 @@ class ProcessLane:
         share: cores and threads of that process.
         timeout: seconds after which a call that got no answer is given up, and the process ended;
             making the worker may take longer.
+        places: the core of each of its computing threads, the first ones those of its share; by
+            default the threads of a share are anywhere on its cores.
     """
 
     def __init__(
@@ -110,6 +122,7 @@ class ProcessLane:
         name: str,
         share: Share,
         timeout: float = TIMEOUT,
+        places: Sequence[int] = (),
     ) -> None:
         self.name = name
         self._timeout = timeout
@@ -127,7 +140,10 @@ class ProcessLane:
                 stdout=2,  # what a library prints is no part of the program's output
                 process_group=0,  # an interrupt is meant for the program, which closes its lanes
                 pass_fds=[theirs.fileno()],
-                env=SPINNING | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=SPINNING
+                | bound(places)
+                | os.environ
+                | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
         self._send(Making(make_worker, name, share))
 

@@ -75,4 +75,7 @@ def start_lanes(
             name: ThreadLane(make, name, shares[name], devices[name])
             for name, make in makers.items()
         }
-    return {name: ProcessLane(make, name, shares[name], timeout) for name, make in makers.items()}
+    return {
+        name: ProcessLane(make, name, shares[name], timeout, placement.places(name))
+        for name, make in makers.items()
+    }
