@@ -37,11 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--no-retrieval", dest="retrieval", action="store_false")
     options = parser.parse_args()
     params = SamplingParams(max_tokens=options.max_tokens, ignore_eos=True)
     with TemporaryDirectory() as folder:
         make_draft(Path(folder))
-        with LLM(draft=folder) as llm:
+        with LLM(draft=folder, retrieval=options.retrieval) as llm:
             plain = llm.plain()
             for one in (plain, llm):
                 one.generate(PROMPT, SamplingParams(max_tokens=16))
