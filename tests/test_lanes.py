@@ -101,6 +101,18 @@ def test_a_process_has_its_own_cores(process):
     assert process.submit("where").result() == (pid, list(everything), 2)
 
 
+def test_a_thread_stays_on_its_core_whatever_the_program_is_bound_to(monkeypatch):
+    *others, last = sorted(os.sched_getaffinity(0))
+    monkeypatch.setenv("OMP_PLACES", f"{{{CORE}}}")  # as batch systems do
+    lane = ProcessLane(Echo, "test", Share(1, (last,)), timeout=30, places=(last, *others))
+    try:
+        assert lane.submit("where").result()[1:] == ([last], 1)
+        lane.occupy(Share(1 + len(others), (*others, last)))
+        assert lane.submit("where").result()[1:] == ([last], 1 + len(others))
+    finally:
+        lane.close()
+
+
 @pytest.mark.parametrize(
     ("method", "args", "how"),
     [

@@ -31,10 +31,13 @@ class Share:
         named = ",".join(map(str, self.cores))
         return f"{threads} on core{'s' if len(self.cores) > 1 else ''} {named}"
 
-    def take(self) -> None:
-        """Give this process, all its threads included, this share and no more."""
-        # Threads that are bound (see `process.bound`) are on the first of their places already.
-        if self.cores and "OMP_PLACES" not in os.environ:
+    def take(self, bound: bool = False) -> None:
+        """Give this process, all its threads included, this share and no more.
+
+        Args:
+            bound: whether each thread is on a core of its own already (see `process.bound`).
+        """
+        if self.cores and not bound:
             for thread in os.listdir("/proc/self/task"):
                 os.sched_setaffinity(int(thread), self.cores)
         torch.set_num_threads(self.threads)

@@ -50,6 +50,7 @@ class Making:
     make_worker: Callable[[], Worker]
     name: str
     share: Share
+    bound: bool
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,13 @@ class ProcessLane:
                 stdout=2,  # what a library prints is no part of the program's output
                 process_group=0,  # an interrupt is meant for the program, which closes its lanes
                 pass_fds=[theirs.fileno()],
+                # A binding of the whole program's would put both lanes on the same cores.
                 env=SPINNING
-                | bound(places)
                 | os.environ
+                | bound(places)
                 | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        self._send(Making(make_worker, name, share))
+        self._send(Making(make_worker, name, share, bool(places)))
 
     def submit(self, method: str, *args: Any) -> Call:
         call = ProcessCall(self, next(self._numbers))
@@ -252,12 +254,12 @@ class _Server:
 
     def run(self) -> None:
         making: Making = self._channel.receive()
-        making.share.take()
+        making.share.take(making.bound)
         host = Host(making.name, making.make_worker)
         while True:
             message = self._waiting.popleft() if self._waiting else self._channel.receive()
             if isinstance(message, Share):
-                message.take()
+                message.take(making.bound)
             elif isinstance(message, Asking):
                 stopped = partial(self._stopped, Stopping(message.number))
                 reply = host.run(message.method, message.args, stopped)
