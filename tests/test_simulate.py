@@ -363,7 +363,7 @@ def test_profile_writes_what_it_measured(tmp_path: Path, capsys):
         (["simulate", "--c", "8", "--profile", "68m-7b"], "leave out --c"),
         (["simulate", "--c", "8", "--limit", "0"], "--limit must be 1 or more"),
         (["simulate", "--c", "8", "--plot", "x.svg"], "give --sweep-c"),
-        (["simulate", "--sweep-c", "8", "--plot", "x.pdf"], "a heat map is .svg or .png"),
+        (["simulate", "--sweep-c", "8", "--plot", "x.pdf"], "a plot is .svg or .png, not 'x.pdf'"),
         (["simulate", "--sweep-c", "0"], "--sweep-c must be above 0"),
         (["simulate", "--sweep-c", "8", "--sweep-gamma", "0"], "gamma must be 1 or more"),
         (["simulate", "--sweep-c", "8", "--c", "8"], "--sweep-c takes the place of"),

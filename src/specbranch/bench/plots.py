@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,21 +36,31 @@ def _finish(figure: Figure, file: Path) -> None:
     plt.close(figure)
 
 
-def speed_up(rows: Sequence[Speed], labels: Mapping[str, str], file: Path) -> None:
-    """Bars of speed-up over plain decoding, a panel a suite, with intervals."""
+def _bar_panels(titles: Sequence[str], bars: Sequence[str]) -> tuple[Figure, Sequence[Axes]]:
+    """Panels side by side for horizontal bars of the same names, the first one on top."""
     import matplotlib.pyplot as plt
 
-    suites = list(dict.fromkeys(row.suite for row in rows))
-    names = [name for name in dict.fromkeys(row.method for row in rows) if name != PLAIN]
     figure, axes = plt.subplots(
         1,
-        len(suites),
-        figsize=(3.2 + 2.1 * len(suites), 0.9 + 0.27 * len(names)),
+        len(titles),
+        figsize=(3.2 + 2.4 * len(titles), 0.9 + 0.27 * len(bars)),
         layout="constrained",
         sharey=True,
         squeeze=False,
     )
-    for axis, suite in zip(axes[0], suites, strict=True):
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+        _plain(axis)
+    axes[0][0].set_yticks(range(len(bars)), [*reversed(bars)], fontsize=8)
+    return figure, axes[0]
+
+
+def speed_up(rows: Sequence[Speed], labels: Mapping[str, str], file: Path) -> None:
+    """Bars of speed-up over plain decoding, a panel a suite, with intervals."""
+    suites = list(dict.fromkeys(row.suite for row in rows))
+    names = [name for name in dict.fromkeys(row.method for row in rows) if name != PLAIN]
+    figure, axes = _bar_panels(suites, [labels[name] for name in names])
+    for axis, suite in zip(axes, suites, strict=True):
         found = {row.method: row.over_plain for row in rows if row.suite == suite}
         for place, name in enumerate(reversed(names)):
             if name not in found:
@@ -61,42 +71,27 @@ def speed_up(rows: Sequence[Speed], labels: Mapping[str, str], file: Path) -> No
                 axis.plot([ratio.low, ratio.high], [place, place], color="#333333", linewidth=1)
             axis.text(0.06, place, f"{ratio.value:.2f}", va="center", fontsize=7, color="white")
         axis.axvline(1, color="#333333", linewidth=0.8, linestyle=":")
-        axis.set_title(suite, fontsize=9)
-        _plain(axis)
-    axes[0][0].set_yticks(range(len(names)), [labels[name] for name in reversed(names)], fontsize=8)
     figure.supxlabel("speed ÷ plain decoding on all cores", fontsize=8)
     _finish(figure, file)
 
 
 def rollback(rows: Sequence[Speed], labels: Mapping[str, str], file: Path) -> None:
     """Bars of RB, a panel a draft."""
-    import matplotlib.pyplot as plt
-
     drafts = list(dict.fromkeys(row.draft for row in rows))
     drafting = [row.method for row in rows if row.rollback or row.method == SPECBRANCH]
     names = list(dict.fromkeys(drafting))
-    figure, axes = plt.subplots(
-        1,
-        len(drafts),
-        figsize=(3.2 + 3 * len(drafts), 0.9 + 0.27 * len(names)),
-        layout="constrained",
-        sharey=True,
-        squeeze=False,
-    )
-    for axis, draft in zip(axes[0], drafts, strict=True):
+    figure, axes = _bar_panels(drafts, [labels[name] for name in names])
+    for axis, draft in zip(axes, drafts, strict=True):
         found = {row.method: row.rollback for row in rows if row.draft == draft}
         for place, name in enumerate(reversed(names)):
             axis.barh(place, found.get(name, 0), color=color(name), height=0.72)
             axis.text(found.get(name, 0) + 0.01, place, f"{found.get(name, 0):.2f}", **_SMALL)
         axis.set_xlim(0, 1.08)
-        axis.set_title(draft, fontsize=9)
-        _plain(axis)
-    axes[0][0].set_yticks(range(len(names)), [labels[name] for name in reversed(names)], fontsize=8)
     figure.supxlabel("RB: rolled-back tokens ÷ tokens drafted on the main path", fontsize=8)
     _finish(figure, file)
 
 
-_SMALL = {"va": "center", "fontsize": 7}
+_SMALL: dict[str, Any] = {"va": "center", "fontsize": 7}
 
 
 def accepted_lengths(heats: Sequence[Heat], labels: Mapping[str, str], file: Path) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_llm
 from specbranch.errors import InputError
+from specbranch.hrad.plot import check_file
 from specbranch.lanes.profile import Profile
 from specbranch.llm import LLM
 from specbranch.options import DecodingOptions
@@ -76,7 +77,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.plot:
         if not options.sweep_c:
             raise InputError("--plot draws a sweep: give --sweep-c, too")
-        heatmap.check_file(options.plot)
+        check_file(options.plot)
     by_hand = ("draft_ms", "branch_cost") if options.sweep_c else ("c", "draft_ms", "branch_cost")
     if options.sweep_c and (options.profile or options.c is not None or options.acceptance):
         raise InputError("--sweep-c takes the place of --profile, --c and --acceptance")

@@ -4,26 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from specbranch.errors import InputError
 from specbranch.simulate.predict import Sweep
-
-SUFFIXES = (".svg", ".png")
-
-
-def check_file(file: Path) -> None:
-    """Refuse, before anything is simulated, a heat map that could not be drawn.
-
-    Raises:
-        InputError: an unknown kind of file, or no plotting library.
-    """
-    if file.suffix not in SUFFIXES:
-        raise InputError(f"a heat map is .svg or .png, not '{file.name}'")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "drawing a heat map needs matplotlib: pip install 'specbranch[plots]'"
-        ) from None
 
 
 def draw(found: Sweep, title: str, file: Path) -> None:
