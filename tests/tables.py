@@ -160,8 +160,11 @@ class MoodyTarget(TargetWorker):
         log_q: Tensor | None = None,
         asides: Sequence[Aside] = (),
         confidences: Sequence[float] = (),
+        watched: bool = True,
     ) -> Verification:
-        done = super().verify(sequence, chain, log_q, asides, confidences)
+        done = super().verify(sequence, chain, log_q, asides, confidences, watched)
+        if not watched:
+            return done
         offsets = tuple(self._random.uniform(-3, 3) for _ in range(4))
         return replace(done, signal=Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4))
 

@@ -54,7 +54,14 @@ def test_stream_gives_the_text_of_generate(llm):
     pieces = list(llm.stream(PROMPTS[0], params))
     assert "".join(map(str, pieces)) == output.text
     assert "\n\n" not in output.text
-    assert {piece.origin for piece in pieces} <= set(output.origins)
+
+
+def test_pieces_of_a_stream_say_where_they_come_from(llm):
+    request = llm.request(PROMPTS[0], SamplingParams(max_tokens=20))
+    origins = [piece.origin for piece in llm.stream_request(request)]
+    # A piece is of one token or more: of the last one it says where that comes from.
+    assert set(origins) <= set(llm.output(request).outputs[0].origins)
+    assert origins[-1] == llm.output(request).outputs[0].origins[-1]
 
 
 def test_token_ids_as_prompt(llm):

@@ -12,6 +12,7 @@ from specbranch import LLM, SamplingParams
 from specbranch.decoders import DECODERS, DecodingOptions
 from specbranch.errors import InputError, LaneError
 from specbranch.lanes.virtual import Profile
+from specbranch.models.runner import CausalRunner
 from specbranch.timeline import target_idle
 from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
@@ -104,22 +105,53 @@ def test_ctrl_c_ends_a_generation_with_one_line(interruptible):
     assert "tokens/s" in rest.splitlines()[-1]
 
 
-def test_a_lost_target_is_an_error_that_keeps_the_text():
+def test_a_lost_target_is_an_error_that_keeps_the_text(monkeypatch):
+    def full(*args):
+        raise MemoryError
+
     with LLM(lanes="process") as llm:
         request = llm.request(PROMPTS[0], GREEDY)
         stream = llm.stream_request(request)
         next(stream)
-        os.kill(llm._lanes.target._process.pid, signal.SIGKILL)
-        with pytest.raises(LaneError, match="the target lane died"):
-            list(stream)
+        with monkeypatch.context() as patch:
+            patch.setattr(CausalRunner, "run", full)
+            with pytest.raises(LaneError, match="the target lane ran out of memory"):
+                list(stream)
         assert len(llm.output(request).outputs[0].token_ids) >= 1
+        assert len(llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].token_ids) >= 1
+
+
+def test_the_program_keeps_its_own_share_of_the_machine():
+    before = torch.get_num_threads(), os.sched_getaffinity(0)
+    with LLM(lanes="process") as llm:
+        stream = llm.stream(PROMPTS[0], GREEDY)
+        next(stream)
+        assert (torch.get_num_threads(), os.sched_getaffinity(0)) == before
+        stream.close()
+
+
+def test_a_prompt_interrupted_while_it_is_read_leaves_nothing_behind(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with LLM(lanes="process") as llm:
+        expected = llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text
+        with monkeypatch.context() as patch:
+            patch.setattr(CausalRunner, "prefill", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                llm.generate(PROMPTS[0], GREEDY)
+        assert not llm._lanes.target._host._worker._runner._states
+        assert llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text == expected
 
 
 def test_errors_of_a_model_come_from_its_process(tmp_path):
-    folder = save_pair_half(tmp_path / "model", tiny_model("llama"), tiny_tokenizer())
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(InputError, match=r"the weights of .* are broken"):
-        LLM(target=folder, draft=folder, lanes="process")
+    target, draft = (
+        save_pair_half(tmp_path / name, tiny_model("llama"), tiny_tokenizer())
+        for name in ("target", "draft")
+    )
+    (tmp_path / "draft" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"the weights of .*draft are broken"):
+        LLM(target=target, draft=draft, lanes="process")
 
 
 def memory(pid):
@@ -137,7 +169,7 @@ def test_many_generations_leak_nothing(tmp_path):
     shared = set(os.listdir("/dev/shm"))
     params = SamplingParams(max_tokens=8, ignore_eos=True)
     with LLM(target=target, draft=draft, lanes="process") as llm:
-        children = [lane._process.pid for lane in llm._lanes.all()]
+        children = [llm._lanes.draft._process.pid]
         everyone = [os.getpid(), *children]
         for _ in range(50):
             llm.generate([[3, 1, 4, 1, 5]], params)

@@ -180,10 +180,11 @@ class Engine:
             self.width,
             signals=decoder is specbranch and drafting and options.hrad,
         )
-        opened = [(lane, lane.submit("open", sequence.id, opening)) for lane in lanes.all()]
         try:
             try:
-                for _, call in opened:
+                # The draft first: it reads the prompt while the target may keep this thread busy.
+                reading = [lane.submit("open", sequence.id, opening) for lane in lanes.all()[::-1]]
+                for call in reading:
                     call.result()
                 decode = decoder if drafting or draftless else autoregressive
                 yield from decode(sequence, lanes, options)
@@ -195,8 +196,8 @@ class Engine:
                 lanes.target.submit("rewind", sequence.id, sequence.length).result()
                 yield from autoregressive(sequence, Lanes(lanes.target), options)
         finally:
-            for lane, call in opened:
-                if lane in self.lanes.all() and call.exception() is None:
+            for lane in lanes.all():
+                if lane in self.lanes.all():
                     self._close_sequence(lane, sequence.id)
 
     def _close_sequence(self, lane: Lane, sequence: int) -> None:

@@ -67,10 +67,12 @@ class LLM:
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         device: where both models run; `target_device` and `draft_device` override it.
         sharded: spread the target over all GPUs (`device_map="auto"`).
-        lanes: where the models run: `process` (each in its own, on its own cores or GPU), `thread`
-            (each on its own CUDA stream of one GPU), `inline` (in turn), `virtual` (in turn, with
-            the times of `profile`), or `auto`: the best for the devices and the method.
-        target_cores, draft_cores: of process lanes, as ``0-3,6``; by default divided between them.
+        lanes: where the models run: `process` (the draft in one of its own, each on its own cores
+            or GPU), `thread` (each on its own CUDA stream of one GPU), `inline` (in turn),
+            `virtual` (in turn, with the times of `profile`), or `auto`: the best for the devices
+            and the method.
+        target_cores, draft_cores: with process lanes, as ``0-3,6``; by default divided between
+            them. The calling thread has its cores and number of threads back after every call.
         lane_timeout: seconds after which a process lane that does not answer is given up.
         profile: how fast the virtual lanes are.
         width: tokens of a target forward. With `auto` and with a number all methods give

@@ -60,7 +60,7 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
         help="process: each model on its own cores or GPU; thread: each on its own CUDA stream; "
         "inline: in turn; auto (default) picks",
     )
-    add("--target-cores", help="cores of the target's process, such as 0-2 (default: divided)")
+    add("--target-cores", help="cores that the target runs on, such as 0-2 (default: divided)")
     add("--draft-cores", help="cores of the draft's process")
     add("--lane-timeout", type=float, help="seconds after which a silent lane is given up (600)")
     add("--profile", type=Path, help="virtual lanes, as fast as this JSON file says")

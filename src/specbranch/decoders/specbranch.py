@@ -112,7 +112,8 @@ def _without_draft(
         most = min(options.retrieved, sequence.remaining - 1)
         rule = KeepRule()
         chain = lanes.draft.submit("draft", sequence.id, resolution, 0, rule, most).result()
-    verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
+    # No draft follows that H-RAD could judge: watching would cost time for nothing.
+    verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q, (), (), False)
     outcome: Verification = verifying.result()
     done = commit(sequence, chain.tokens, outcome)
     done.retrieved = chain.retrieved

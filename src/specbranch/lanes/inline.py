@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from specbranch.lanes.base import Call, Host, Worker
@@ -11,27 +12,38 @@ from specbranch.lanes.placement import Share
 
 
 class InlineLane:
-    """Deterministic, without concurrency: what tests use, and what one device can do best.
+    """In the caller's own thread: no messages, and no concurrency but with lanes elsewhere.
 
     Args:
         make_worker: called at once.
         name: of the lane.
+        share: what its calls get of the machine, until they end; by default what the caller has.
     """
 
-    def __init__(self, make_worker: Callable[[], Worker], name: str) -> None:
+    def __init__(
+        self, make_worker: Callable[[], Worker], name: str, share: Share | None = None
+    ) -> None:
         self.name = name
-        self._host = Host(name, make_worker)
+        self._share = share
+        with self._lent():
+            self._host = Host(name, make_worker)
 
     def submit(self, method: str, *args: Any) -> Call:
         call = Call()
-        self._host.run(method, args).settle(call)
+        with self._lent():
+            self._host.run(method, args).settle(call)
         return call
 
     def occupy(self, share: Share) -> None:
-        """Nothing to do: an inline worker has whatever its caller has."""
+        """Without effect where the caller's own share counts."""
+        if self._share is not None:
+            self._share = share
 
     def now(self) -> float:
         return time.perf_counter()
 
     def close(self) -> None:
         del self._host
+
+    def _lent(self) -> Any:
+        return nullcontext() if self._share is None else self._share.lent()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +43,21 @@ class Share:
             for thread in os.listdir("/proc/self/task"):
                 os.sched_setaffinity(int(thread), self.cores)
         torch.set_num_threads(self.threads)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Give this share to the calling thread, and to those that it starts, for a while."""
+        threads = torch.get_num_threads()
+        cores = os.sched_getaffinity(0) if self.cores else set()
+        try:
+            torch.set_num_threads(self.threads)
+            if self.cores:
+                os.sched_setaffinity(0, self.cores)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            if self.cores:
+                os.sched_setaffinity(0, cores)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,10 @@ def start_lanes(
             name: ThreadLane(make, name, shares[name], devices[name])
             for name, make in makers.items()
         }
-    return {
+    # The draft's process starts while the target is made here.
+    lanes: dict[str, Lane] = {
         name: ProcessLane(make, name, shares[name], timeout, placement.places(name))
         for name, make in makers.items()
+        if name == "draft"
     }
+    return lanes | {"target": InlineLane(makers["target"], "target", placement.target)}

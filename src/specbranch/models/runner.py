@@ -216,8 +216,8 @@ class CausalRunner:
         self._states[sequence] = State(Slab(self.layers, capacity + width.least - 1), width)
 
     def close(self, sequence: int) -> None:
-        """Forget the sequence and free its cache."""
-        del self._states[sequence]
+        """Forget the sequence, if there is one, and free its cache."""
+        self._states.pop(sequence, None)
 
     @torch.inference_mode()
     def embeddings(self, tokens: Sequence[int]) -> Tensor:

@@ -73,10 +73,10 @@ class DraftWorker(Worker):
             self.meter(len(read))
 
     def close(self, sequence: int) -> int:
-        """Forget the sequence; returns how many tokens were drafted for it."""
+        """Forget the sequence, however far it was opened; returns how many tokens it drafted."""
         self._runner.close(sequence)
-        del self._texts[sequence]
-        return self._drafted.pop(sequence)
+        self._texts.pop(sequence, None)
+        return self._drafted.pop(sequence, 0)
 
     def draft(
         self,

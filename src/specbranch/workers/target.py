@@ -74,8 +74,9 @@ class TargetWorker(Worker):
             self.meter(len(read))
 
     def close(self, sequence: int) -> None:
+        """Forget the sequence, however far it was opened."""
         self._runner.close(sequence)
-        del self._texts[sequence]
+        self._texts.pop(sequence, None)
 
     def rewind(self, sequence: int, length: int) -> None:
         """Forget what was committed after the text's first `length` tokens."""
@@ -104,6 +105,7 @@ class TargetWorker(Worker):
         log_q: Tensor | None = None,
         asides: Sequence[Aside] = (),
         confidences: Sequence[float] = (),
+        watched: bool = True,
     ) -> Verification:
         """One forward over the last committed token and the chain; commits what it decides.
 
@@ -113,9 +115,11 @@ class TargetWorker(Worker):
                 them the chain has to match what the target chooses, which is lossless for any.
             asides: to run in the same forward, for the likeliest token after each.
             confidences: the draft's at the places of the chain, to learn from.
+            watched: whether features and a signal are wanted, where there is a predictor.
         """
         text = self._texts[sequence]
-        out = self._runner.run(sequence, [text.tokens[-1], *chain], text.layers, asides)
+        layers = text.layers if watched else 0
+        out = self._runner.run(sequence, [text.tokens[-1], *chain], layers, asides)
         logits = out.logits
         guesses = [] if out.asides is None else out.asides.argmax(-1).tolist()
         self.meter(1 + len(chain) + len(guesses))
@@ -131,6 +135,7 @@ class TargetWorker(Worker):
         self._runner.rewind(sequence, len(text.tokens) - 1)
         if self._learner is not None and text.features is not None:
             self._learner.saw(text.features, confidences, accepted)
+        text.features = None
         if out.hidden is not None:
             newest = self._runner.embeddings([token])[0]
             text.features = torch.cat([out.hidden[:, accepted].flatten(), newest]).float()
