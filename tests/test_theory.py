@@ -22,6 +22,7 @@ from specbranch.sequence import Sequence
 from specbranch.theory import (
     accepted_probability,
     best_gamma,
+    cut_specbranch_speedup,
     expected_accepted,
     paper_ideal_latency,
     paper_rollback_latency,
@@ -39,6 +40,9 @@ from tests.tables import Table, TableRunner
 ERRORS = 5.0
 ROUNDS = 40_000
 Rounds = tuple[np.ndarray, np.ndarray]  # tokens committed and time taken, of each
+ALPHAS = [0.0, 0.3, 0.6, 0.9, 0.98, 1.0]
+SHAPES = [(1, 4.0), (3, 10.0), (8, 8.0), (12, 5.5)]
+CASES = list(itertools.product(ALPHAS, SHAPES))
 
 
 def accepted(rng: np.random.Generator, alpha: float, gamma: int, rounds: int) -> np.ndarray:
@@ -73,6 +77,50 @@ def specbranch_rounds(
     return right + 1, max(1 + gamma * step, c) + serial
 
 
+def cut_rounds(
+    rng: np.random.Generator,
+    alpha: float,
+    c: float,
+    hit: float,
+    lengths: tuple[list[int], list[int]],
+    drafted: int,
+    branching: float,
+) -> Rounds:
+    """Chains of lengths drawn from the first after a draft stage, from the second after a hit."""
+    drawn = np.stack([rng.choice(choice, ROUNDS) for choice in lengths])
+    right = np.minimum(accepted(rng, alpha, int(drawn.max()), ROUNDS), drawn)
+    survives = (right == drawn) & (rng.random(ROUNDS) < hit)
+    state = np.zeros(ROUNDS, dtype=int)  # 1 after a hit
+    for i in range(1, ROUNDS):
+        state[i] = survives[state[i - 1], i - 1]
+    tokens = right[state, np.arange(ROUNDS)] + 1
+    times = max(branching, c) + np.where(state, 0, drafted)
+    return tokens, times
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 0.95, 1.0])
+@pytest.mark.parametrize("lengths", [([0, 0, 1, 6], [2, 9]), ([4], [0, 0, 3]), ([5], [5])])
+def test_chains_that_are_cut_go_on_as_a_markov_chain(
+    alpha: float, lengths: tuple[list[int], list[int]]
+) -> None:
+    rng = np.random.default_rng([int(100 * alpha), *lengths[0]])
+    for hit, branching in ((0.0, 3.0), (0.7, 11.0)):
+        rounds = cut_rounds(rng, alpha, 8.0, hit, lengths, 7, branching)
+        expected = cut_specbranch_speedup(alpha, 8.0, hit, *lengths, 7.0, branching)
+        assert_rate(rounds, expected / 8)
+
+
+@pytest.mark.parametrize(("alpha", "shape"), CASES)
+def test_chains_of_one_length_are_the_simple_formula(
+    alpha: float, shape: tuple[int, float]
+) -> None:
+    gamma, c = shape
+    simple = specbranch_speedup(alpha, gamma, c, 0.8, 3, 0.1)
+    drafting = 1 + gamma * 1.2
+    cut = cut_specbranch_speedup(alpha, c, 0.8, [gamma], [gamma], gamma, drafting)
+    assert cut == pytest.approx(simple)
+
+
 def two_windows(rng: np.random.Generator, alpha: float, gamma: int, c: float) -> Rounds:
     """Theorem 1's cycle: two rounds, the second counts where the first was accepted whole."""
     first, second = (accepted(rng, alpha, gamma, ROUNDS) for _ in range(2))
@@ -86,11 +134,6 @@ def assert_rate(rounds: Rounds, expected: float) -> None:
     found = tokens.sum() / times.sum()
     error = (tokens - found * times).std(ddof=1) / times.mean() / 10
     assert abs(found - expected) <= ERRORS * error + 1e-12
-
-
-ALPHAS = [0.0, 0.3, 0.6, 0.9, 0.98, 1.0]
-SHAPES = [(1, 4.0), (3, 10.0), (8, 8.0), (12, 5.5)]
-CASES = list(itertools.product(ALPHAS, SHAPES))
 
 
 @pytest.mark.parametrize(("alpha", "shape"), CASES)
@@ -212,6 +255,9 @@ def test_nothing_exceeds_the_limit(alpha: float, c: float) -> None:
         (lambda: specbranch_speedup(0.5, 2, 8, 1, 0), "branches must be 1 or more"),
         (lambda: specbranch_speedup(0.5, 2, 8, 1, 2, -1.0), "branch_cost must be 0 or more"),
         (lambda: best_gamma(float, most=0), "most must be 1 or more"),
+        (lambda: cut_specbranch_speedup(0.5, 8, 1, [], [1], 2, 3), "there must be some"),
+        (lambda: cut_specbranch_speedup(0.5, 8, 1, [-1], [1], 2, 3), "lengths of chains must be 0"),
+        (lambda: cut_specbranch_speedup(0.5, 8, 1, [1], [1], -2, 3), "drafted must be 0 or more"),
     ],
 )
 def test_bad_values(call: Callable[[], float], complaint: str) -> None:

@@ -11,7 +11,7 @@ here under a name with `paper`; `docs/theory.md` holds the two side by side.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from specbranch.costmodel import reaches
 from specbranch.errors import InputError
@@ -117,6 +117,47 @@ def specbranch_speedup(
     return c * (1 + expected_accepted(alpha, gamma)) / (max(drafting, c) + serial)
 
 
+def cut_specbranch_speedup(
+    alpha: float,
+    c: float,
+    hit: float,
+    after_draft: Sequence[int],
+    after_hit: Sequence[int],
+    drafted: float,
+    branching: float,
+) -> float:
+    """Of SpecBranch with one branch point, its chains cut where they become doubtful; derived here.
+
+    A chain's length depends on whether the round follows a draft stage or a surviving branch. From
+    either, the next round follows a branch with probability ``h · E[α^γ]``, so draft stages come
+    before a share of the rounds that is that of a Markov chain of two states. Of equal lengths it
+    is `specbranch_speedup`.
+
+    Args:
+        hit: as there.
+        after_draft: lengths of the chains, 0 or more, after a draft stage, as often as they occur.
+        after_hit: the same after a surviving branch.
+        drafted: mean steps of a draft stage; what is cut was drafted all the same.
+        branching: mean draft steps beside a verification.
+
+    Raises:
+        InputError: a value out of its range, or no lengths.
+    """
+    _check(alpha=alpha, c=c, hit=hit, drafted=drafted, branching=branching)
+    if not after_draft or not after_hit or min(*after_draft, *after_hit) < 0:
+        raise InputError("lengths of chains must be 0 or more, and there must be some")
+    on, again = (
+        hit * sum(alpha**n for n in lengths) / len(lengths) for lengths in (after_draft, after_hit)
+    )
+    share = (1 - again) / (1 - again + on) if on else 1.0
+    committed = [
+        1 + sum(expected_accepted(alpha, n) for n in lengths if n) / len(lengths)
+        for lengths in (after_draft, after_hit)
+    ]
+    tokens = share * committed[0] + (1 - share) * committed[1]
+    return c * tokens / (max(branching, c) + share * drafted)
+
+
 def best_gamma(speedup: Callable[[int], float], most: int = MOST_GAMMA) -> int:
     """The γ of most gain, the shortest of equals (for SpS: Leviathan et al. 2023, §3.5).
 
@@ -146,7 +187,7 @@ def _check(**values: float) -> None:
             valid, expected = 0 <= value <= 1, "between 0 and 1"
         elif name in ("c", "t"):
             valid, expected = 0 < value < float("inf"), "above 0 and finite"
-        elif name == "branch_cost":
+        elif name in ("branch_cost", "drafted", "branching"):
             valid, expected = 0 <= value < float("inf"), "0 or more and finite"
         else:
             valid, expected = isinstance(value, int) and value >= 1, "1 or more, and whole"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from specbranch.bench.contenders import PAPER, PLAIN
 from specbranch.bench.run import Heat
 from specbranch.metrics import Round
-from specbranch.theory import pearl_speedup, specbranch_speedup, sps_speedup
+from specbranch.theory import cut_specbranch_speedup, pearl_speedup, sps_speedup
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Prediction:
     Attributes:
         draft, method: what was measured.
         alpha: α, accepted draft tokens ÷ those that the target judged.
-        gamma: γ; where it varies, the rounded mean length of a chain.
+        gamma: γ; where it varies, the mean length of a chain.
         c: mean verification ÷ mean draft step.
         hit: share of the accepted chains after which a branch survived.
         predicted, measured: ratios.
@@ -27,7 +27,7 @@ class Prediction:
     draft: str
     method: str
     alpha: float
-    gamma: int
+    gamma: float
     c: float
     hit: float
     predicted: float
@@ -72,9 +72,19 @@ def _predict(draft: str, name: str, rounds: list[Round], plain: list[Round]) -> 
     c = verification / step
     outcomes = [r.outcome for r in rounds if r.outcome in ("hit", "miss")]
     hit = outcomes.count("hit") / len(outcomes) if outcomes else 0.0
+    gamma: float
     if name == PAPER:
-        gamma = max(1, round(_mean(r.chain for r in drafted)))
-        ratio = specbranch_speedup(alpha, gamma, c, hit)
+        gamma = _mean(r.chain for r in rounds)
+        stages = [r.drafting for r in rounds if r.drafting]
+        ratio = cut_specbranch_speedup(
+            alpha,
+            c,
+            hit,
+            [r.chain for r in rounds if r.draft_stage] or [0],
+            [r.chain for r in rounds if not r.draft_stage] or [0],
+            _mean(len(stage.forwards) for stage in stages) if stages else 0.0,
+            _mean(len(r.branching.forwards) if r.branching else 0 for r in rounds),
+        )
     else:
         gamma = int(name.rpartition("-")[2])
         formula = sps_speedup if name.startswith("sps-") else pearl_speedup

@@ -260,7 +260,7 @@ class Report:
             [
                 f"{self.labels[p.method]}, {p.draft}",
                 f"{p.alpha:.2f}",
-                str(p.gamma),
+                f"{p.gamma:.3g}",
                 f"{p.c:.1f}",
                 f"{p.hit:.2f}" if p.hit else "–",
                 f"{p.predicted:.2f}",
