@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions, Lanes
 from specbranch.hrad.signal import Keep, Signal
+from specbranch.lanes.base import Span
 from specbranch.lanes.inline import InlineLane
 from specbranch.metrics import Metrics, Round
 from specbranch.models.runner import Aside, Output
@@ -170,11 +171,28 @@ class MoodyTarget(TargetWorker):
 
 
 class WhimsicalTuning(Tuning):
-    """Drafts, or does not."""
+    """Drafts, or does not, and then looks up what the text repeats.
+
+    Attributes:
+        looked_up: tokens that were verified without the draft.
+    """
 
     def __init__(self, options: DecodingOptions, seed: int) -> None:
         super().__init__(options)
         self._random = random.Random(seed)
+        self.looked_up = 0
+
+    @property
+    def paused(self) -> bool:
+        return True
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        pass
+
+    def saw_plain(self, verification: Span, tokens: int = 1) -> None:
+        super().saw_plain(verification, tokens)
+        self.looked_up += sum(verification.forwards) - 1
 
     @property
     def speculates(self) -> bool:
@@ -237,4 +255,8 @@ def decode(
         metrics.add(done)
     if lanes.draft is None:
         return Decoded(text, rounds, metrics, ours.tokens_run - ours.forwards)
-    return Decoded(text, rounds, metrics, lanes.draft.submit("close", text.id).result())
+    drafted = lanes.draft.submit("close", text.id).result()
+    tuning = lanes.tunings.get(options)
+    if isinstance(tuning, WhimsicalTuning):
+        drafted += tuning.looked_up
+    return Decoded(text, rounds, metrics, drafted)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specbranch.retrieval import LONGEST, TRIED, Match, Suffixes
+from specbranch.calibration import Calibration
+from specbranch.retrieval import LONGEST, TRIED, Lookup, Match, Replay, Suffixes
 
 TEXTS = st.lists(st.integers(0, 3), max_size=TRIED)
 
@@ -59,3 +60,61 @@ def test_as_by_trying_every_place(
     for i in range(most):
         path.append(path[best + i])
     assert found == Match(length, path[-most:])
+
+
+def replay(prompt: list[int], most: int = 4, stop: int = -1) -> Replay:
+    return Replay(prompt, Calibration(least=1.0), most, frozenset({stop}))
+
+
+def test_lookup_alone_is_played_over_the_text() -> None:
+    played = replay([1, 2, 3, 4, 5, 1, 2])
+    # 3 4 5 1 is verified, of which 3 4 is right.
+    assert played.saw([3, 4]) == []
+    assert played.saw([9, 8]) == [Lookup(4, 3), Lookup(0, 1)]  # nothing was like 4 9
+    # After 8 1 there is nothing either; then 3 4 9 8, all right, and one more.
+    assert played.saw([1, 2, 3, 4, 9, 8, 7]) == [Lookup(0, 1), Lookup(0, 1), Lookup(4, 5)]
+
+
+@given(TEXTS, TEXTS, st.integers(0, 5), st.integers(0, 3))
+def test_replayed_rounds_are_those_that_lookup_would_make(
+    prompt: list[int], text: list[int], most: int, stop: int
+) -> None:
+    """By the rounds themselves: a chain is verified as far as it is right."""
+    made, place = [], 0
+    rounds = replay(prompt, most, stop)
+    while True:
+        chain = rounds.chain(most)
+        rest = text[place:]
+        pairs = zip(chain, rest, strict=False)
+        wrong = (i for i, (ours, true) in enumerate(pairs) if ours != true)
+        right = next(wrong, min(len(chain), len(rest)))
+        if right >= len(rest):
+            break
+        made.append(Lookup(len(chain), right + 1))
+        rounds.saw(rest[: right + 1])
+        place += right + 1
+    played = replay(prompt, most, stop)
+    assert [each for token in text for each in played.saw([token])] == made
+
+
+def test_a_round_under_way_is_forgotten() -> None:
+    played = replay([1, 2, 3, 4, 5, 1, 2])
+    played.saw([3])
+    assert played.chain(4) == [4, 5, 1, 2]
+    assert played.saw([4]) == []
+    assert played.saw([6]) == [Lookup(4, 2)]
+
+
+def test_what_is_seldom_right_is_not_verified_until_it_is_again() -> None:
+    calibration = Calibration(least=0.0)
+    played = Replay([], calibration, 4, frozenset())
+
+    def longest(follows: list[int]) -> int:
+        """Of the chains verified while 1 2 goes on so each time."""
+        return max(each.chain for token in follows for each in played.saw([1, 2, token]))
+
+    assert longest([3, 3, 3, 3]) > 0
+    longest(list(range(100, 200)))
+    assert longest(list(range(200, 220))) == 0
+    longest([3] * 30)
+    assert longest([3] * 5) > 0

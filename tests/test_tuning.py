@@ -11,6 +11,7 @@ from specbranch.costmodel import Cost, RunningCost, best_width, reaches
 from specbranch.lanes.base import Span
 from specbranch.metrics import Round
 from specbranch.options import DecodingOptions
+from specbranch.retrieval import Lookup
 from specbranch.tuning import (
     FIRST_PAUSE,
     FIRST_REFRESH,
@@ -19,7 +20,6 @@ from specbranch.tuning import (
     PLAIN_ROUNDS,
     REFRESH,
     TRIALS,
-    UNASKED,
     Tuning,
 )
 
@@ -127,7 +127,7 @@ class TestTuning:
         lost = sum(MEMORY**i for i in range(LEAST_JUDGED + 1))
         assert pauses == [max(FIRST_PAUSE * 2**i, int(lost / TRIALS)) for i in range(4)]
         [warning] = caplog.records
-        assert "speculation turned off: with it, decoding ran at 0.50" in warning.getMessage()
+        assert "the draft is turned off: with it, decoding ran at 0.50" in warning.getMessage()
 
     def test_what_pays_stays_on_until_the_text_changes(self):
         tuning = Tuning(DecodingOptions())
@@ -166,18 +166,28 @@ class TestTuning:
         plainly(tuning)
         assert least <= until_paused(tuning, drafting=loss) <= most
 
-    def test_repeats_are_asked_for_while_there_are_any(self):
-        tuning = Tuning(DecodingOptions())
-        assert tuning.asks
-        asked = 0
-        for _ in range(200):
-            asked += tuning.asks
-            tuning.saw_plain(Span(0, 10, (1,)), 1, asked=tuning.asks)
-        assert 200 / (UNASKED + 1) < asked < 40
-        while not tuning.asks:
-            tuning.saw_plain(Span(0, 10, (1,)))
-        tuning.saw_plain(Span(0, 12, (6,)), 6, asked=True)  # there it is again
-        assert tuning.asks
+    def test_the_draft_has_to_beat_what_the_text_repeats(self):
+        """Two tokens a round are twice plain decoding, and no more than lookup alone commits."""
+
+        def until_paused(committed):
+            tuning = Tuning(DecodingOptions())
+            plainly(tuning)
+            for count in range(300):
+                if tuning.paused:
+                    return count
+                done = Round(
+                    tokens=[1, 1],
+                    branching=Span(0, 10, (4,) * 5),
+                    verification=Span(0, 10.0, (5,)),
+                )
+                tuning.saw(done, 10.0, [Lookup(chain=3, committed=committed)])
+                if not tuning.speculates and not tuning.paused:
+                    plainly(tuning)
+            return None
+
+        assert until_paused(1) is None
+        assert until_paused(2) is None
+        assert LEAST_JUDGED < until_paused(4) < 10
 
     def test_always_is_always(self):
         tuning = Tuning(DecodingOptions(speculate="always"))

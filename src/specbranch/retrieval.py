@@ -133,9 +133,83 @@ class Retrieval:
         match = self._suffixes.match(more, most) if most > 0 else None
         if match is None:
             return None
+        kept = self._kept(match, least, stop_ids)
+        return Match(match.length, match.tokens[:kept]) if kept else None
+
+    def _kept(self, match: Match, least: float, stop_ids: frozenset[int]) -> int:
+        """How many of its tokens are likely enough."""
         acceptance = [self._calibration.estimate(value) for value in match.strengths]
+        if acceptance[0] < least:
+            return 0
         kept = sum(reach >= LEAST_REACH for reach in reaches(acceptance))
-        if not kept or acceptance[0] < least:
-            return None
         ends = [i for i, token in enumerate(match.tokens, 1) if token in stop_ids]
-        return Match(match.length, match.tokens[: min([kept, *ends])])
+        return min([kept, *ends])
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A round of decoding by lookup alone.
+
+    Attributes:
+        chain: tokens verified.
+        committed: tokens, the target's own included.
+    """
+
+    chain: int
+    committed: int
+
+
+class Replay(Retrieval):
+    """Decoding by lookup alone: what it would verify next, and what it would have committed.
+
+    That is known whatever decoded the text, because the text is the same: no trial need be made.
+
+    Args:
+        prompt, calibration: of `Retrieval`.
+        most: tokens of the longest chain.
+        stop_ids: tokens after which a text ends.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        calibration: Calibration,
+        most: int,
+        stop_ids: frozenset[int],
+    ) -> None:
+        super().__init__(prompt, calibration)
+        self._most, self._stop_ids = most, stop_ids
+        self._match: Match | None = None
+        self._chain: list[int] | None = None  # of the round under way
+        self._accepted = 0
+
+    def chain(self, most: int) -> list[int]:
+        """What to verify next, at most so many tokens. A round under way is forgotten."""
+        if self._chain is None or self._accepted:
+            self._begin()
+        assert self._chain is not None
+        return self._chain[:most]
+
+    def saw(self, committed: Sequence[int]) -> list[Lookup]:
+        """Append tokens to the text; returns the rounds that end with them."""
+        ended = []
+        for token in committed:
+            if self._chain is None:
+                self._begin()
+            chain, place = self._chain or [], self._accepted
+            expected = self._match.tokens[place : place + 1] if self._match else []
+            self._suffixes.extend([token])
+            if self._match and expected:
+                self._calibration.observe(self._match.strengths[place], token == expected[0])
+            if place < len(chain) and token == chain[place]:
+                self._accepted += 1
+            else:
+                ended.append(Lookup(len(chain), place + 1))
+                self._chain = None
+        return ended
+
+    def _begin(self) -> None:
+        self._match = self._suffixes.match(most=self._most) if self._most else None
+        kept = self._kept(self._match, 0.0, self._stop_ids) if self._match else 0
+        self._chain = self._match.tokens[:kept] if self._match else []
+        self._accepted = 0

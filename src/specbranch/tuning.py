@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 
 from specbranch.branching import KeepRule
+from specbranch.calibration import Calibration
 from specbranch.costmodel import OUTLIER, Cost, RunningCost
 from specbranch.hrad.signal import Signal
 from specbranch.lanes.base import Span
 from specbranch.metrics import Round
 from specbranch.options import MOST_GAMMA, DecodingOptions
+from specbranch.retrieval import Lookup
 
 logger = logging.getLogger("specbranch")
 
@@ -26,8 +29,6 @@ TRIALS = 0.01  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
 LEAST_ROUNDS = 3  # to know what a round takes
 LEAST_JUDGED = 4  # to say anything about drafting: one round in three commits a single token
-REPEATS = 1.1  # tokens a round, while drafting is off, from which on asking what repeats pays
-UNASKED = 16  # rounds after which it is asked all the same
 PLAIN_ROUNDS = 3  # to know what plain decoding takes
 FIRST_REFRESH = 8  # rounds with drafting after which that is timed again: a new process is slow
 REFRESH = 128  # the same later on; doubled up to there
@@ -41,6 +42,7 @@ class Tuning:
 
     Attributes:
         paused: whether drafting is turned off because it did not pay.
+        calibration: acceptance of what the text repeats, by `Match.strengths`.
     """
 
     def __init__(self, options: DecodingOptions) -> None:
@@ -52,7 +54,8 @@ class Tuning:
         self._warm = self._plain_warm = False
         self._plain_left = PLAIN_ROUNDS
         self._since_plain, self._refresh = 0, FIRST_REFRESH
-        self._repeated, self._unasked = 1.5, 0
+        self._lookups = self._looked_up = self._rows = 0.0
+        self.calibration = Calibration(least=0.0)
         self.paused = False
         self._pause = FIRST_PAUSE
         self._said = False
@@ -94,21 +97,9 @@ class Tuning:
             seconds += self._step.cost.seconds(1)
         return KeepRule(reach=min(seconds * self._tokens / self._seconds, 0.9), signal=signal)
 
-    @property
-    def asks(self) -> bool:
-        """Whether a round without the draft is to look for what the text repeats."""
-        return self._repeated >= REPEATS or self._unasked >= UNASKED
-
-    def saw_plain(self, verification: Span, tokens: int = 1, asked: bool = False) -> None:
-        """Take in a round without the draft, and how many tokens it committed.
-
-        Args:
-            asked: whether it looked for what the text repeats.
-        """
-        self._unasked = 0 if asked else self._unasked + 1
-        if asked:
-            self._repeated += 0.1 * (tokens - self._repeated)
-        # The first one moves to other cores; and what was retrieved is no plain decoding.
+    def saw_plain(self, verification: Span, tokens: int = 1) -> None:
+        """Take in a round without the draft, and how many tokens it committed."""
+        # The first one moves to other cores; and what was looked up is no plain decoding.
         if self._plain_warm and sum(verification.forwards) == 1:
             self._plain.append(verification.seconds)
         self._plain_warm = True
@@ -116,10 +107,15 @@ class Tuning:
             self._plain_left -= tokens
         if self._plain_left <= 0 and self.paused:
             self._rounds = self._tokens = self._seconds = 0.0
+            self._lookups = self._looked_up = self._rows = 0.0
             self._warm = self.paused = False
 
-    def saw(self, done: Round, seconds: float) -> None:
-        """Take in a round with drafting, and how long it took."""
+    def saw(self, done: Round, seconds: float, lookups: Sequence[Lookup] = ()) -> None:
+        """Take in a round with drafting, and how long it took.
+
+        Args:
+            lookups: rounds that decoding by lookup alone would have ended meanwhile.
+        """
         verification = done.verification
         assert verification is not None
         self._plain_warm = False
@@ -140,12 +136,25 @@ class Tuning:
         self._rounds = MEMORY * self._rounds + 1
         self._tokens = MEMORY * self._tokens + len(done.tokens)
         self._seconds = MEMORY * self._seconds + seconds
+        self._lookups = MEMORY * self._lookups + len(lookups)
+        self._looked_up = MEMORY * self._looked_up + sum(each.committed for each in lookups)
+        self._rows = MEMORY * self._rows + sum(1 + each.chain for each in lookups)
         if self._options.speculate == "auto" and self._plain and self._rounds > LEAST_JUDGED:
             self._judge()
 
+    @property
+    def _by_lookup(self) -> float:
+        """How much faster than plain decoding it is to verify what the text repeats."""
+        if not self._lookups:
+            return 1.0
+        cost = self._verification.cost
+        longer = cost.seconds(self._rows / self._lookups) / cost.seconds(1)
+        return max(1.0, self._looked_up / self._lookups / longer)
+
     def _judge(self) -> None:
         """Pause where drafting does not pay: after few rounds if by far, else after more."""
-        plain = self._seconds / median(self._plain)  # tokens that it would have committed
+        # Tokens that would have been committed without the draft.
+        plain = self._by_lookup * self._seconds / median(self._plain)
         gain = self._tokens / plain
         luck = max(0.0, self._rounds**-0.5 - LEEWAY)
         if gain * (1 + luck) >= ENOUGH:
@@ -157,8 +166,8 @@ class Tuning:
         self.paused = True
         if not self._said:
             logger.warning(
-                "speculation turned off: with it, decoding ran at %.2f of its plain speed; it is "
-                "tried again now and then",
+                "the draft is turned off: with it, decoding ran at %.2f of its speed without; it "
+                "is tried again now and then",
                 gain,
             )
             self._said = True

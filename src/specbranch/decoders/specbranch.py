@@ -15,6 +15,7 @@ from specbranch.decoders.base import Lanes, commit
 from specbranch.hrad.signal import Signal
 from specbranch.metrics import Fates, Round
 from specbranch.options import DecodingOptions
+from specbranch.retrieval import Replay
 from specbranch.sequence import Origin, Sequence
 from specbranch.tuning import Tuning
 from specbranch.workers.messages import Branch, BranchPlan, Chain, Resolution, Verification
@@ -24,13 +25,15 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
     """Rounds of (verify ‖ branch); a draft stage only where no branch survived (paper §4-5)."""
     assert lanes.draft is not None
     tuning = lanes.tuning(options)
+    replay = Replay(sequence.prompt, tuning.calibration, options.retrieved, sequence.stop_ids)
     resolution = Resolution(sequence.length)
     chain: Chain | None = None
     signal: Signal | None = None
     begun = lanes.target.now()
     while not sequence.finished:
         if chain is None and not tuning.speculates:
-            done, resolution = _without_draft(sequence, lanes, options, tuning, resolution)
+            done = _without_draft(sequence, lanes, tuning, replay)
+            resolution = resolution.then(done.tokens)
             yield done
             begun = lanes.target.now()
             continue
@@ -89,39 +92,26 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
             chain = None
             resolution = Resolution(before + accepted, [outcome.token])
         ended = lanes.target.now()
-        tuning.saw(done, ended - begun)
+        tuning.saw(done, ended - begun, replay.saw(done.tokens))
         begun = ended
         yield done
         begun += lanes.target.now() - ended  # the reader's time is not the round's
 
 
-def _without_draft(
-    sequence: Sequence,
-    lanes: Lanes,
-    options: DecodingOptions,
-    tuning: Tuning,
-    resolution: Resolution,
-) -> tuple[Round, Resolution]:
+def _without_draft(sequence: Sequence, lanes: Lanes, tuning: Tuning, replay: Replay) -> Round:
     """A round with all cores for the target: what the text repeats is verified, or nothing."""
-    assert lanes.draft is not None
     lanes.share_target(overlap=False)
-    chain = Chain([], [], [])
-    length = sequence.length
-    asked = options.retrieval and tuning.asks
-    if asked:
-        most = min(options.retrieved, sequence.remaining - 1)
-        rule = KeepRule()
-        chain = lanes.draft.submit("draft", sequence.id, resolution, 0, rule, most).result()
+    # While drafting is not turned off, these rounds are to say what plain decoding takes.
+    chain = replay.chain(sequence.remaining - 1) if tuning.paused else []
     # No draft follows that H-RAD could judge: watching would cost time for nothing.
-    verifying = lanes.target.submit("verify", sequence.id, chain.tokens, chain.log_q, (), (), False)
+    verifying = lanes.target.submit("verify", sequence.id, chain, None, (), (), False)
     outcome: Verification = verifying.result()
-    done = commit(sequence, chain.tokens, outcome)
-    done.retrieved = chain.retrieved
+    done = commit(sequence, chain, outcome)
+    done.retrieved = bool(chain)
     done.verification = verifying.span
-    tuning.saw_plain(verifying.span, len(done.tokens), asked)
-    if asked:
-        return done, Resolution(length + outcome.accepted, [outcome.token])
-    return done, resolution.then(outcome.token)
+    tuning.saw_plain(verifying.span, len(done.tokens))
+    replay.saw(done.tokens)
+    return done
 
 
 def _plan(room: int, options: DecodingOptions, tuning: Tuning, signal: Signal | None) -> BranchPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -51,9 +52,9 @@ class Resolution:
     tokens: list[int] = field(default_factory=list)
     survivor: int | None = None
 
-    def then(self, token: int) -> Resolution:
-        """The same, and one more token committed."""
-        return replace(self, tokens=[*self.tokens, token])
+    def then(self, tokens: Sequence[int]) -> Resolution:
+        """The same, and more tokens committed."""
+        return replace(self, tokens=[*self.tokens, *tokens])
 
 
 @dataclass(frozen=True)
