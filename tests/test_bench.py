@@ -9,6 +9,7 @@ import pytest
 from specbranch import LLM, SamplingParams
 from specbranch.bench import paper
 from specbranch.bench.contenders import (
+    ALWAYS_ON,
     BIT_EXACT,
     BY_ITSELF,
     IN_TURN,
@@ -129,7 +130,7 @@ def test_intervals_cover_what_they_promise():
 def test_overlap_of_hand_made_rounds():
     # A verification of n tokens takes n seconds by itself.
     alone = [Round(tokens=[1], verification=Span(0, n, (n,))) for n in (1, 5)]
-    rounds = {SPECBRANCH: ROUNDS, IN_TURN: [Round(seconds=34.0)]}
+    rounds = {ALWAYS_ON: ROUNDS, IN_TURN: [Round(seconds=34.0)]}
     rounds |= dict.fromkeys(BY_ITSELF.values(), alone)
     answers = {name: [Turn("", [], Metrics(), done)] for name, done in rounds.items()}
     run = Heat("draft", 0.0, 1, Question("s", 1, "s", ("x",)), answers)
@@ -216,11 +217,11 @@ def test_a_run_is_reported_and_gone_on_with(capsys, tmp_path, profile, prompts):
     common = [prompts, "--profile", profile, "--max-tokens", 8, "--temperatures", 0, 1]
     common += ["--repeats", 1, "--prompt-tokens", 32, "--branch-costs", "--out", out]
     assert bench(*common) == 0
-    # Eight methods besides plain decoding; 4 turns, 2 temperatures.
-    assert "plain decoding's tokens: 64 of 64 texts" in capsys.readouterr().out
+    # Nine methods besides plain decoding; 4 turns, 2 temperatures.
+    assert "plain decoding's tokens: 72 of 72 texts" in capsys.readouterr().out
     rows = json.loads((out / "speeds.json").read_text())
     alone = ["lookup", "lookahead", "adaedl"]
-    methods = [PLAIN, "sps-4", *alone, "sps-8", "pearl-8", SPECBRANCH, PAPER]
+    methods = [PLAIN, "sps-4", *alone, "sps-8", "pearl-8", SPECBRANCH, ALWAYS_ON, PAPER]
     assert {row["method"] for row in rows} == set(methods)
     assert {row["temperature"] for row in rows} == {0.0, 1.0}
     assert all(row["over_plain"]["value"] == 1 for row in rows if row["method"] == PLAIN)

@@ -59,7 +59,8 @@ class LLM:
         k_max: most branches in one round; `auto` likewise.
         branching: for the likeliest `outcomes` anywhere on the chain; or at its end, one `point`;
             or for the best ones of every place, `even`.
-        speculate: `always`, or `auto`: plain decoding where drafting would slow it down.
+        speculate: `always`, or `auto`: not where it is faster to verify what the text repeats, or
+            nothing, on the cores of both models.
         hrad: the predictor: a file that `specbranch hrad train` wrote, None, `online`, which learns
             from the running text, or `auto`: the bundled pair has one, for its γ, and others have
             none.

@@ -25,7 +25,8 @@ class DecodingOptions:
         branching: for what: the likeliest `outcomes` anywhere on the chain (DESIGN §4b), the
             candidates at the one branch `point` after it (the paper), or the best ones of every
             place alike, `even` (a fixed fan-out, as in SSD, arXiv 2603.03251).
-        speculate: `always`, or `auto`: not while plain decoding is faster.
+        speculate: `always`, or `auto`: not while decoding by what the text repeats, or plainly, on
+            the cores of both models is faster.
         hrad: whether the predictor is asked, where there is one.
         retrieval: whether a text that repeats itself is drafted from itself.
 

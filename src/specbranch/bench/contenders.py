@@ -16,6 +16,7 @@ from specbranch.sampling import SamplingParams
 # Names, as in files and options.
 PLAIN = "plain"
 SPECBRANCH = "specbranch"
+ALWAYS_ON = "specbranch-always"
 PAPER = "specbranch-paper"
 ON_SHARE = "plain-share"
 BIT_EXACT = "plain-exact"
@@ -141,6 +142,9 @@ class Pair:
             Contender("lookahead", "lookahead", self.in_turn, "lookahead", free),
             Contender("adaedl", "AdaEDL", self.in_turn, "adaedl", free),
         ]
+        on = replace(options, speculate="always")
+        label = "SpecBranch, never turned off"
+        contenders.append(Contender(ALWAYS_ON, label, self.parallel, "specbranch", on))
         contenders.append(self.as_in_the_paper())
         kept = self.parallel.on_target_share()
         exact = Contender(BIT_EXACT, "plain decoding, bit-exact", kept, "autoregressive", options)
@@ -152,10 +156,14 @@ class Pair:
         return contenders
 
     def for_overlap(self, options: DecodingOptions) -> list[Contender]:
-        """What overlap is measured by, besides `field`; nobody where nothing overlaps."""
+        """What overlap is measured by, besides `field`; nobody where nothing overlaps.
+
+        Nothing is turned off.
+        """
         if self.in_turn is self.parallel:
             return []
         kept = self.parallel.on_target_share()
+        options = replace(options, speculate="always")
         label = "SpecBranch, models in turn on all cores"
         found = [Contender(IN_TURN, label, self.in_turn, "specbranch", options, competes=False)]
         for gamma, name in BY_ITSELF.items():

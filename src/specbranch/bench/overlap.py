@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from specbranch.bench.contenders import BY_ITSELF, IN_TURN, SPECBRANCH
+from specbranch.bench.contenders import ALWAYS_ON, BY_ITSELF, IN_TURN
 from specbranch.bench.run import Heat
 from specbranch.lanes.virtual import Costs
 from specbranch.metrics import Round
@@ -16,7 +16,7 @@ from specbranch.timeline import target_idle
 
 @dataclass(frozen=True)
 class Overlap:
-    """Figures of the contender `specbranch`.
+    """Figures of the contender `specbranch-always`.
 
     Attributes:
         round_time: median time of a round's overlapped step ÷ that of its longer lane call.
@@ -40,7 +40,7 @@ class Overlap:
 def overlap(heats: Sequence[Heat]) -> Overlap | None:
     """Of the heats in which `Pair.for_overlap` took part; None without any."""
     heats = [heat for heat in heats if IN_TURN in heat.answers]
-    texts = _texts(heats, SPECBRANCH)
+    texts = _texts(heats, ALWAYS_ON)
     both = [r for rounds in texts for r in rounds if r.branching and r.verification]
     if not both:
         return None

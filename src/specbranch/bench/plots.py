@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specbranch.bench.contenders import PAPER, PLAIN, SPECBRANCH
+from specbranch.bench.contenders import ALWAYS_ON, PAPER, PLAIN, SPECBRANCH
 from specbranch.bench.run import Heat
 from specbranch.bench.speed import Speed
 from specbranch.metrics import Round
@@ -102,7 +102,7 @@ def accepted_lengths(heats: Sequence[Heat], labels: Mapping[str, str], file: Pat
     import matplotlib.pyplot as plt
 
     drafts = list(dict.fromkeys(heat.draft for heat in heats))
-    names = [n for n in ("sps-8", "pearl-8", SPECBRANCH, PAPER) if n in heats[0].answers]
+    names = [n for n in ("sps-8", "pearl-8", ALWAYS_ON, PAPER) if n in heats[0].answers]
     figure, axes = plt.subplots(
         len(drafts),
         len(names),

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from specbranch import timeline
 from specbranch.bench import paper, plots
 from specbranch.bench.branch_costs import HEADINGS, BranchCost, plot, table
-from specbranch.bench.contenders import PLAIN, SPECBRANCH
+from specbranch.bench.contenders import ALWAYS_ON, PLAIN, SPECBRANCH
 from specbranch.bench.overlap import overlap
 from specbranch.bench.predicted import predictions
 from specbranch.bench.run import Heat, identical
@@ -198,7 +198,7 @@ class Report:
             "Accepted tokens of a chain, measured and by the truncated geometric law",
             partial(plots.accepted_lengths, greedy, self.labels),
         )
-        names = [n for n in (PLAIN, "sps-8", "pearl-8", SPECBRANCH) if n in self.rows]
+        names = [n for n in (PLAIN, "sps-8", "pearl-8", ALWAYS_ON) if n in self.rows]
         heat = greedy[0]
         shown = {self.labels[n]: plots.beginning(heat.answers[n][0].rounds) for n in names}
         section.figures += self._figure(

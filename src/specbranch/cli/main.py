@@ -109,7 +109,7 @@ def _add_drafting(parser: argparse.ArgumentParser) -> None:
         const=False,
         help="do not draft a text that repeats itself from itself",
     )
-    add("--speculate", help="always, or auto (default): not where plain decoding is faster")
+    add("--speculate", help="always, or auto: the draft works only while that is faster")
 
 
 def _add_hrad(parser: argparse.ArgumentParser) -> None:
@@ -254,6 +254,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("prompt", help="the text to continue")
     compare.add_argument("--timeline", type=Path, help=_TIMELINE)
     _add_drafting(compare)
+    compare.set_defaults(speculate="always")  # to see what the methods do
     _add_pair(compare)
     _add_sampling(compare)
 
