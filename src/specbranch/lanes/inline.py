@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from specbranch.lanes.base import Call, Host, Worker
@@ -45,5 +45,5 @@ class InlineLane:
     def close(self) -> None:
         del self._host
 
-    def _lent(self) -> Any:
+    def _lent(self) -> AbstractContextManager[None]:
         return nullcontext() if self._share is None else self._share.lent()
