@@ -50,6 +50,7 @@ def load_model(file: str, options: argparse.Namespace, draft: Draft | None = Non
         type_k=cache,
         type_v=cache,
         draft_model=draft,
+        logits_all=draft is not None,  # it makes room for a batch's logits only, if not told
         verbose=False,
     )
 
