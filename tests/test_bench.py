@@ -238,7 +238,7 @@ def test_a_run_is_reported_and_gone_on_with(capsys, tmp_path, profile, prompts):
     # Nothing is left to do, so no model is loaded, and the report is the same.
     assert bench(*common) == 0
     again = capsys.readouterr()
-    assert "64 of 64" in again.out
+    assert "72 of 72" in again.out
     assert "texts:" not in again.err
     assert (out / "report.md").read_text() == text
     assert bench(*common, "--limit", 1) == 2

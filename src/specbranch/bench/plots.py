@@ -102,7 +102,8 @@ def accepted_lengths(heats: Sequence[Heat], labels: Mapping[str, str], file: Pat
     import matplotlib.pyplot as plt
 
     drafts = list(dict.fromkeys(heat.draft for heat in heats))
-    names = [n for n in ("sps-8", "pearl-8", ALWAYS_ON, PAPER) if n in heats[0].answers]
+    named = ("sps-8", "pearl-8", ALWAYS_ON, PAPER)
+    names = [n for n in named if n in heats[0].answers] or [SPECBRANCH]
     figure, axes = plt.subplots(
         len(drafts),
         len(names),

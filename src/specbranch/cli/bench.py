@@ -15,7 +15,7 @@ from rich.table import Table
 
 from specbranch.bench.answers import write_answers, write_tokenizer
 from specbranch.bench.branch_costs import branch_costs
-from specbranch.bench.contenders import Entrant, Pair
+from specbranch.bench.contenders import ALWAYS_ON, Entrant, Pair
 from specbranch.bench.environment import machine, pair_facts
 from specbranch.bench.outside import outsiders
 from specbranch.bench.report import Report, write_rounds
@@ -88,7 +88,8 @@ def _entrants(pair: Pair, options: argparse.Namespace) -> list[Entrant]:
     if unknown := set(asked) - {entrant.name for entrant in entrants}:
         known = ", ".join(entrant.name for entrant in entrants if entrant.competes)
         raise InputError(f"no method '{min(unknown)}' to measure: use {known}")
-    kept = {"plain", "specbranch", *asked}
+    # Overlap is measured by the one that is never turned off.
+    kept = {"plain", "specbranch", *asked} | ({ALWAYS_ON} if options.overlap else set())
     return [entrant for entrant in entrants if entrant.name in kept or not entrant.competes]
 
 
