@@ -79,9 +79,10 @@ class Placement:
             return self.alone
         return self.target if lane == "target" else self.draft
 
-    def places(self, lane: str) -> tuple[int, ...]:
-        """Cores in the order in which a lane takes them: its own, then the other one's."""
-        own = self.share(lane, overlap=True).cores
+    @property
+    def draft_places(self) -> tuple[int, ...]:
+        """Cores in the order in which the draft's process takes them: its own, then the others."""
+        own = self.draft.cores
         return (*own, *(core for core in self.alone.cores if core not in own))
 
 

@@ -75,10 +75,10 @@ def start_lanes(
             name: ThreadLane(make, name, shares[name], devices[name])
             for name, make in makers.items()
         }
-    # The draft's process starts while the target is made here.
-    lanes: dict[str, Lane] = {
-        name: ProcessLane(make, name, shares[name], timeout, placement.places(name))
-        for name, make in makers.items()
-        if name == "draft"
-    }
-    return lanes | {"target": InlineLane(makers["target"], "target", placement.target)}
+    lanes: dict[str, Lane] = {}
+    if "draft" in makers:  # its process starts while the target is made here
+        lanes["draft"] = ProcessLane(
+            makers["draft"], "draft", placement.draft, timeout, placement.draft_places
+        )
+    lanes["target"] = InlineLane(makers["target"], "target", placement.target)
+    return lanes
