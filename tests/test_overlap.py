@@ -130,6 +130,18 @@ def test_the_program_keeps_its_own_share_of_the_machine():
         stream.close()
 
 
+@pytest.mark.parametrize("lanes", ["inline", "process"])
+def test_a_stream_that_outlives_its_llm_ends_in_order(lanes, caplog):
+    with LLM(lanes=lanes) as llm:
+        ended, stream = (llm.stream(PROMPTS[0], GREEDY) for _ in range(2))
+        next(ended)
+        next(stream)
+    ended.close()
+    with pytest.raises(LaneError, match=r"the (target|draft) lane was closed"):
+        list(stream)
+    assert not caplog.records
+
+
 def test_a_prompt_interrupted_while_it_is_read_leaves_nothing_behind(monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt

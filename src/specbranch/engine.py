@@ -189,7 +189,8 @@ class Engine:
                 decode = decoder if drafting or draftless else autoregressive
                 yield from decode(sequence, lanes, options)
             except LaneError as error:
-                if lanes.draft is None or error.lane != lanes.draft.name:
+                lost = lanes.draft is not None and error.lane == lanes.draft.name
+                if not lost or self.lanes.closed:
                     raise
                 self._lose_draft(error)
                 lanes.share_target(overlap=False)
@@ -197,7 +198,7 @@ class Engine:
                 yield from autoregressive(sequence, Lanes(lanes.target), options)
         finally:
             for lane in lanes.all():
-                if lane in self.lanes.all():
+                if lane in self.lanes.all() and not self.lanes.closed:
                     self._close_sequence(lane, sequence.id)
 
     def _close_sequence(self, lane: Lane, sequence: int) -> None:

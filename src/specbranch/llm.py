@@ -345,6 +345,7 @@ class LLM:
 
     def close(self) -> None:
         """Release both lanes."""
+        self._lanes.closed = True
         for lane in self._lanes.all():
             lane.close()
 

@@ -22,12 +22,14 @@ class Lanes:
     Attributes:
         placement: their shares of the cores; None leaves them as they are.
         tunings: what was learned so far, by the options it was learned with.
+        closed: whether the lanes were released.
     """
 
     target: Lane
     draft: Lane | None = None
     placement: Placement | None = None
     tunings: dict[DecodingOptions, Tuning] = field(default_factory=dict)
+    closed: bool = False
     _target_overlaps: bool | None = None
 
     def all(self) -> list[Lane]:

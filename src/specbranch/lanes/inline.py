@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from specbranch.errors import LaneError
 from specbranch.lanes.base import Call, Host, Worker
 from specbranch.lanes.placement import Share
 
@@ -26,10 +27,13 @@ class InlineLane:
         self.name = name
         self._share = share
         with self._lent():
-            self._host = Host(name, make_worker)
+            self._host: Host | None = Host(name, make_worker)
 
     def submit(self, method: str, *args: Any) -> Call:
         call = Call()
+        if self._host is None:
+            call.set_exception(LaneError(self.name, "was closed"))
+            return call
         with self._lent():
             self._host.run(method, args).settle(call)
         return call
@@ -43,7 +47,7 @@ class InlineLane:
         return time.perf_counter()
 
     def close(self) -> None:
-        del self._host
+        self._host = None
 
     def _lent(self) -> AbstractContextManager[None]:
         return nullcontext() if self._share is None else self._share.lent()
