@@ -1,12 +1,14 @@
 """Compiled forwards: the same numbers as the model's own, bit-identical at any width."""
 
 import logging
+from pathlib import Path
 
 import pytest
 import torch
 
 from specbranch.models import compiled
 from specbranch.models.compiled import CompiledForward, cache_folder, library_name, obstacle
+from specbranch.models.half import CompiledLayers
 from specbranch.models.runner import Aside, CausalRunner
 from specbranch.models.selfcheck import check_runner, invariant_from
 from specbranch.models.width import Width
@@ -17,20 +19,24 @@ HAS_COMPILER = obstacle(tiny_model("llama")) is None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler here")
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def made(kind):
+    """A tiny model; of checkpoints in 16 bits, weights are kept in them."""
+    family, _, bits = kind.partition(" in ")
+    model = tiny_model(family)
+    return model.to(torch.bfloat16).to(torch.float32) if bits else model
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "llama in 16 bits"])
 def runners(request, tmp_path_factory):
-    """One model twice: compiled, and as `transformers` runs it; and the folder of the library."""
+    """One model twice: compiled, and packed only; and the folder of the library."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECBRANCH_CACHE", str(folder))
-        ours, theirs = (
-            CausalRunner(tiny_model(request.param)),
-            CausalRunner(tiny_model(request.param)),
-        )
+        ours, theirs = (CausalRunner(made(request.param)) for _ in range(2))
         ours.compile("tiny", hidden=True)
         theirs.pack()
         assert cache_folder() == folder
-    return ours, theirs, folder
+    return ours, theirs, folder, request.param
 
 
 def in_chunks(runner, sizes, width, layers=0):
@@ -47,7 +53,7 @@ def in_chunks(runner, sizes, width, layers=0):
 
 @needs_compiler
 def test_logits_and_hidden_states_are_the_models(runners):
-    ours, theirs, _ = runners
+    ours, theirs, *_ = runners
     assert ours.describe("m").compiled and not theirs.describe("m").compiled
     check_runner(ours, "m")
     found, expected = (in_chunks(r, [40, 1, 7], Width(), layers=2) for r in (ours, theirs))
@@ -89,21 +95,20 @@ def test_logits_are_bit_identical_at_every_width_and_number_of_threads(runners):
 
 @needs_compiler
 def test_library_is_kept_and_belongs_to_the_weights(runners, monkeypatch, caplog):
-    ours, _, folder = runners
+    _, _, folder, kind = runners
     monkeypatch.setenv("SPECBRANCH_CACHE", str(folder))
 
     def refuse(*args):
         raise RuntimeError("the compiler is broken")
 
     monkeypatch.setattr(compiled, "_build", refuse)
-    family = ours.model.config.model_type
-    again = CausalRunner(tiny_model(family))
+    again = CausalRunner(made(kind))
     again.compile("again", hidden=True)
     assert again.describe("again").compiled
-    other = tiny_model(family)
+    other = made(kind)
     with torch.no_grad():
         other.get_input_embeddings().weight[0, 0] += 1
-    assert library_name(other) != library_name(tiny_model(family))
+    assert library_name(other) != library_name(made(kind))
     other = CausalRunner(other)
     with caplog.at_level(logging.WARNING, "specbranch"):
         other.compile("other", hidden=True)
@@ -130,6 +135,7 @@ def test_few_tokens_are_padded_with_copies_of_the_last():
     forward = object.__new__(CompiledForward)
     asked = []
     forward._shape, forward._dtype, forward._least = [(1, 2)], torch.float32, 4
+    forward._layers = CompiledLayers(torch.nn.Module(), Path(), compiler="")
 
     def run(ids, mask, positions, slots, keys, values):
         asked.append((ids.tolist(), positions.tolist(), slots.tolist(), mask[0, 0].tolist()))

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
+from specbranch.models.half import CompiledLayers
 from specbranch.models.loading import one_line
 from specbranch.models.packing import ATTENTION, LEAST_ROWS
 from specbranch.models.slab import Slab
 
 logger = logging.getLogger("specbranch")
 
-FORMAT = 1
+FORMAT = 2
 MOST_ROWS = 64  # longer forwards have work enough for their kernels
 MOST_PARAMETERS = 500_000_000  # of larger models, reading the weights takes all the time anyway
 OPTIONS = {"cpp.dynamic_threads": True, "freezing": True}
@@ -52,10 +53,15 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "it is large"
     if model.config.get_text_config()._attn_implementation != "sdpa":
         return "its attention is not sdpa"
-    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
-    if not any(shutil.which(name) for name in compilers if name):
+    if compiler() is None:
         return "there is no C++ compiler: install g++ or clang++"
     return None
+
+
+def compiler() -> str | None:
+    """The command of a C++ compiler; None if there is none."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++")
+    return next((name for name in names if name and shutil.which(name)), None)
 
 
 def library_name(model: PreTrainedModel) -> str:
@@ -120,15 +126,22 @@ class CompiledForward:
 
     Args:
         library: the file.
+        layers: of the model.
         shape: heads and size of a head in the cache of every layer.
         dtype: of the model.
         least: fewest tokens it takes; fewer are padded with copies of the last one.
     """
 
     def __init__(
-        self, library: Path, shape: list[tuple[int, int]], dtype: torch.dtype, least: int
+        self,
+        library: Path,
+        layers: CompiledLayers,
+        shape: list[tuple[int, int]],
+        dtype: torch.dtype,
+        least: int,
     ) -> None:
         self._run: Any = torch._inductor.aoti_load_package(str(library))
+        self._layers = layers
         self._shape = shape
         self._dtype = dtype
         self._least = least
@@ -147,12 +160,14 @@ class CompiledForward:
         """
         slab.allocate(self._shape, self._dtype)
         count = len(tokens)
-        if lacking := max(0, self._least - count):
+        rows = max(count, self._least)
+        if lacking := rows + self._layers.lacking_rows(rows) - count:
             # Copies write what the token itself writes.
             tokens, slots, positions = (
                 [*row, *[row[-1]] * lacking] for row in (tokens, slots, positions)
             )
             mask = torch.cat([mask, mask[-1:].expand(lacking, -1)])
+        self._layers.run()
         logits, *hidden = self._run(
             torch.tensor([tokens]),
             mask[None, None],
@@ -178,11 +193,12 @@ def compile_forward(
     least = LEAST_ROWS if model.config.get_text_config()._attn_implementation == ATTENTION else 2
     file = cache_folder() / ("hidden-" * hidden + library)
     try:
+        layers = CompiledLayers(model, file.parent, compiler() or "")
         keys, values = _cache_of(model)
         if not file.exists():
             _build(SlabForward(model, hidden), keys, values, least, name, file)
         shape = [(key.shape[1], key.shape[3]) for key in keys]
-        return CompiledForward(file, shape, model.dtype, least)
+        return CompiledForward(file, layers, shape, model.dtype, least)
     except Exception as error:  # whatever the compiler stumbles over, the model itself still runs
         logger.warning("%s runs uncompiled, slower: %s", name, one_line(error))
         return None

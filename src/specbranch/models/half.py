@@ -1,0 +1,168 @@
+"""Linear layers whose weights are kept in float16, exactly: half the bytes to read at every token.
+
+Checkpoints are stored in 16 bits. On a CPU that does not compute in them, a weight is float32 with
+16 bits of content, and reading it is most of a short forward's time. FBGEMM multiplies float32
+activations with float16 weights in float32 arithmetic; scaled by a power of two, the weights of a
+bfloat16 checkpoint are float16 without a rounding.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import platform
+import subprocess
+import weakref
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+TRIED_ROWS = 128  # longer forwards have a prompt's tokens, which are never run another way
+SOURCE = Path(__file__).with_name("half.cpp")
+
+
+class HalfLinear(nn.Module):
+    """A linear layer in FBGEMM's layout; its weight cannot be read any more.
+
+    Every row of its product is the same, bit for bit, whatever rows are multiplied with it.
+
+    Args:
+        linear: float32, on the CPU.
+        scaled: its weight, and the power of two that it was multiplied with, from `scaled`.
+        layer: its number in the model.
+    """
+
+    def __init__(self, linear: nn.Linear, scaled: tuple[Tensor, float], layer: int) -> None:
+        super().__init__()
+        weight, scale = scaled
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        self.layer = layer
+        # In a tuple, where `torch.export` does not try to look into it.
+        self.packed = (torch.ops.quantized.linear_prepack_fp16(weight, None),)
+        self._inverse = 1 / scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():  # compiled forwards pad by themselves
+            y = torch.ops.specbranch.half_linear(x, self.layer, self.out_features)
+        elif lacking := lacking_rows(rows := x.numel() // self.in_features):
+            padded = nn.functional.pad(x.reshape(rows, self.in_features), (0, 0, 0, lacking))
+            y = torch.ops.quantized.linear_dynamic_fp16(padded, *self.packed)[:rows]
+            y = y.reshape(*x.shape[:-1], self.out_features)
+        else:
+            y = torch.ops.quantized.linear_dynamic_fp16(x, *self.packed)
+        y = y * self._inverse
+        return y if self.bias is None else y + self.bias
+
+
+class CompiledLayers:
+    """A model's `HalfLinear` layers, for compiled code.
+
+    Args:
+        model: after `pack`.
+        folder: where the operator that finds them is kept, as a library; it is built there first.
+        compiler: a C++ compiler's command.
+
+    Raises:
+        RuntimeError: it cannot be built.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, compiler: str) -> None:
+        found = (module for module in model.modules() if isinstance(module, HalfLinear))
+        layers = sorted(found, key=lambda module: module.layer)
+        self._model: int | None = None
+        if layers:
+            _load_operator(folder, compiler)
+            self._model = torch.ops.specbranch.add_model([layer.packed[0] for layer in layers])
+            end = weakref.finalize(self, torch.ops.specbranch.remove_model, self._model)
+            end.atexit = False
+
+    def run(self) -> None:
+        """Have this thread's compiled code find them."""
+        if self._model is not None:
+            torch.ops.specbranch.run_model(self._model)
+
+    def lacking_rows(self, rows: int) -> int:
+        """As the function of this name; 0 where there are no such layers."""
+        return lacking_rows(rows) if self._model is not None else 0
+
+
+def scaled(weight: Tensor) -> tuple[Tensor, float] | None:
+    """The weight times a power of two, so that float16 holds it without a rounding, and the power.
+
+    None where there is no such power, or no FBGEMM.
+    """
+    if (
+        weight.dtype != torch.float32
+        or weight.device.type != "cpu"
+        or platform.machine() not in ("x86_64", "AMD64")
+        or torch.backends.quantized.engine not in ("x86", "fbgemm")
+    ):
+        return None
+    largest = weight.detach().abs().max().item()
+    if not 2.0**-100 < largest < 2.0**100:  # the power and its inverse are float32, too
+        return None
+    scale = 2.0 ** (14 - math.floor(math.log2(largest)))
+    times = weight.detach() * scale
+    return (times, scale) if torch.equal(times.half().float(), times) else None
+
+
+def lacking_rows(rows: int) -> int:
+    """How many rows more a product needs to be run by kernels that all sum in the same order.
+
+    Found by trial: FBGEMM divides the rows among kernels of one to six rows, as it has them for
+    this CPU, and its kernels of one and of two rows sum in another order.
+    """
+    return _lacking().get(rows, 0)
+
+
+@functools.cache
+def _lacking() -> dict[int, int]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 64, generator=generator).half().float()
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, None)
+    row = torch.randn(1, 64, generator=generator)
+    products = {
+        rows: torch.ops.quantized.linear_dynamic_fp16(row.repeat(rows, 1), packed)
+        for rows in range(1, TRIED_ROWS + 9)
+    }
+
+    def like(first: Tensor) -> list[int]:
+        return [rows for rows, found in products.items() if (found == first).all()]
+
+    usual = max((like(found[:1]) for found in products.values()), key=len)
+    return {
+        rows: min(other for other in usual if other > rows) - rows
+        for rows in range(1, usual[-1])
+        if rows not in usual
+    }
+
+
+def _load_operator(folder: Path, compiler: str) -> None:
+    """`torch.ops.specbranch.half_linear`: without it every product would go through Python."""
+    if hasattr(torch.ops.specbranch, "half_linear"):
+        return
+    digest = hashlib.sha256(f"{torch.__version__} {SOURCE.read_text()}".encode()).hexdigest()
+    library = folder / f"half-{digest[:16]}.so"
+    if not library.exists():
+        torch_folder = Path(torch.__file__).parent
+        options = f"-shared -fPIC -std=c++20 -O1 -I{torch_folder / 'include'}"
+        links = f"-L{torch_folder / 'lib'} -ltorch_cpu -lc10"
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as made:
+            command = [compiler, *options.split(), str(SOURCE), "-o", f"{made}/half.so"]
+            done = subprocess.run([*command, *links.split()], capture_output=True, text=True)
+            if done.returncode:
+                reason = next((line for line in done.stderr.splitlines() if "error" in line), "")
+                raise RuntimeError(f"{compiler} cannot build {SOURCE.name}: {reason}")
+            Path(made, "half.so").replace(library)
+    torch.ops.load_library(str(library))
+
+    torch.library.register_fake("specbranch::half_linear", _shape)
+
+
+def _shape(x: Tensor, layer: int, out_features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features)
