@@ -30,11 +30,11 @@ PADDED = "padded to 16"
 KINDS = ("transformers", PADDED, "packed", "compiled")
 
 
-def made(kind: str, name: str, hidden: bool) -> CausalRunner:
+def made(kind: str, name: str, verifies: bool) -> CausalRunner:
     """A runner of the model, with a text in its cache."""
     runner = CausalRunner(load_model(ModelSpec(name)))
     if kind == "compiled":
-        runner.compile(name, hidden)
+        runner.compile(name, verifies)
     elif kind == "packed":
         runner.pack()
     aligned = Width(1, None, aligned=True)
@@ -73,7 +73,7 @@ def table(
 ) -> None:
     """Print medians, in milliseconds."""
     kinds = [kind for kind in KINDS if kind != PADDED or call is verify]
-    runners = {kind: made(kind, name, hidden=call is verify) for kind in kinds}
+    runners = {kind: made(kind, name, verifies=call is verify) for kind in kinds}
     taken = defaultdict(list)
     for _ in tqdm(range(repeats), desc=name, leave=False):
         for kind, runner in runners.items():

@@ -32,7 +32,7 @@ def made(kind: str, name: str) -> tuple[CausalRunner, Width]:
     if kind.startswith("transformers"):
         return runner, NATURAL
     if kind.endswith("compiled"):
-        runner.compile(name, hidden=True)
+        runner.compile(name, verifies=True)
     else:
         runner.pack()
     if kind.startswith("width=16"):

@@ -33,7 +33,7 @@ def runners(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECBRANCH_CACHE", str(folder))
         ours, theirs = (CausalRunner(made(request.param)) for _ in range(2))
-        ours.compile("tiny", hidden=True)
+        ours.compile("tiny", verifies=True)
         theirs.pack()
         assert cache_folder() == folder
     return ours, theirs, folder, request.param
@@ -103,7 +103,7 @@ def test_library_is_kept_and_belongs_to_the_weights(runners, monkeypatch, caplog
 
     monkeypatch.setattr(compiled, "_build", refuse)
     again = CausalRunner(made(kind))
-    again.compile("again", hidden=True)
+    again.compile("again", verifies=True)
     assert again.describe("again").compiled
     other = made(kind)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def test_library_is_kept_and_belongs_to_the_weights(runners, monkeypatch, caplog
     assert library_name(other) != library_name(made(kind))
     other = CausalRunner(other)
     with caplog.at_level(logging.WARNING, "specbranch"):
-        other.compile("other", hidden=True)
+        other.compile("other", verifies=True)
     assert not other.describe("other").compiled
     assert caplog.messages == ["other runs uncompiled, slower: the compiler is broken"]
     expected = in_chunks(other, [48], Width())[0]
@@ -137,7 +137,8 @@ def test_few_tokens_are_padded_with_copies_of_the_last():
     forward._shape, forward._dtype, forward._least = [(1, 2)], torch.float32, 4
     forward._layers = CompiledLayers(torch.nn.Module(), Path(), compiler="")
 
-    def run(ids, mask, positions, slots, keys, values):
+    def run(inputs):
+        ids, mask, positions, slots, *_ = inputs
         asked.append((ids.tolist(), positions.tolist(), slots.tolist(), mask[0, 0].tolist()))
         return torch.zeros(ids.shape[1], 3), torch.zeros(1, ids.shape[1], 5)
 

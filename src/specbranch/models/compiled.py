@@ -86,10 +86,10 @@ def library_name(model: PreTrainedModel) -> str:
 class SlabForward(nn.Module):
     """The model as a function of tensors alone."""
 
-    def __init__(self, model: PreTrainedModel, hidden: bool) -> None:
+    def __init__(self, model: PreTrainedModel, verifies: bool) -> None:
         super().__init__()
         self.model = model
-        self.hidden = hidden
+        self.verifies = verifies
 
     def forward(
         self,
@@ -100,7 +100,7 @@ class SlabForward(nn.Module):
         keys: list[Tensor],
         values: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Logits ``[n, vocabulary]``, and the hidden states ``[1, n, hidden_size]`` of all layers.
+        """Logits ``[n, vocabulary]``, and a target's hidden states ``[1, n, hidden_size]``.
 
         Args:
             ids, positions: int64 ``[1, n]``.
@@ -116,9 +116,9 @@ class SlabForward(nn.Module):
             position_ids=positions,
             past_key_values=slab,
             use_cache=True,
-            output_hidden_states=self.hidden,
+            output_hidden_states=self.verifies,
         )
-        return (out.logits[0].float(), *(out.hidden_states if self.hidden else ()))
+        return (out.logits[0].float(), *(out.hidden_states if self.verifies else ()))
 
 
 class CompiledForward:
@@ -140,7 +140,8 @@ class CompiledForward:
         dtype: torch.dtype,
         least: int,
     ) -> None:
-        self._run: Any = torch._inductor.aoti_load_package(str(library))
+        # Called as a model is, it parses the form of its arguments anew each time.
+        self._run: Any = torch._inductor.aoti_load_package(str(library)).loader.boxed_run
         self._layers = layers
         self._shape = shape
         self._dtype = dtype
@@ -161,26 +162,22 @@ class CompiledForward:
         slab.allocate(self._shape, self._dtype)
         count = len(tokens)
         rows = max(count, self._least)
-        if lacking := rows + self._layers.lacking_rows(rows) - count:
+        if self._least > 1:  # it matters what a token is run with
+            rows += self._layers.lacking_rows(rows)
+        if lacking := rows - count:
             # Copies write what the token itself writes.
             tokens, slots, positions = (
                 [*row, *[row[-1]] * lacking] for row in (tokens, slots, positions)
             )
             mask = torch.cat([mask, mask[-1:].expand(lacking, -1)])
         self._layers.run()
-        logits, *hidden = self._run(
-            torch.tensor([tokens]),
-            mask[None, None],
-            torch.tensor([positions]),
-            torch.tensor(slots),
-            slab.keys,
-            slab.values,
-        )
+        ids, at, places = torch.tensor([tokens]), torch.tensor([positions]), torch.tensor(slots)
+        logits, *hidden = self._run([ids, mask[None, None], at, places, *slab.keys, *slab.values])
         return logits[:count], [states[0, :count] for states in hidden]
 
 
 def compile_forward(
-    model: PreTrainedModel, name: str, library: str, hidden: bool
+    model: PreTrainedModel, name: str, library: str, verifies: bool
 ) -> CompiledForward | None:
     """Compile a model, or load what was compiled before; None, and a warning, where that fails.
 
@@ -188,15 +185,15 @@ def compile_forward(
         model: packed or not.
         name: of the model, for people.
         library: its `library_name`.
-        hidden: whether the hidden states are wanted, too.
+        verifies: as for `CausalRunner.compile`.
     """
-    least = LEAST_ROWS if model.config.get_text_config()._attn_implementation == ATTENTION else 2
-    file = cache_folder() / ("hidden-" * hidden + library)
+    least = LEAST_ROWS if model.config.get_text_config()._attn_implementation == ATTENTION else 1
+    file = cache_folder() / ("target-" * verifies + library)
     try:
         layers = CompiledLayers(model, file.parent, compiler() or "")
         keys, values = _cache_of(model)
         if not file.exists():
-            _build(SlabForward(model, hidden), keys, values, least, name, file)
+            _build(SlabForward(model, verifies), keys, values, least, name, file)
         shape = [(key.shape[1], key.shape[3]) for key in keys]
         return CompiledForward(file, layers, shape, model.dtype, least)
     except Exception as error:  # whatever the compiler stumbles over, the model itself still runs

@@ -39,8 +39,12 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
-def pack(model: PreTrainedModel) -> None:
-    """Replace the model's linear layers, and have its attention run at least 4 rows.
+def pack(model: PreTrainedModel, verifies: bool = True) -> None:
+    """Replace the model's linear layers.
+
+    Args:
+        verifies: the model is a target, whose logits are to be the same however many tokens are run
+            with them: its attention runs at least 4 rows.
 
     Without effect where there are no kernels for it: on a GPU, beside x86, in float16.
     """
@@ -65,7 +69,7 @@ def pack(model: PreTrainedModel) -> None:
                 halves += 1
             else:
                 setattr(module, name, PackedLinear(child))
-    if model.config.get_text_config()._attn_implementation == "sdpa":
+    if verifies and model.config.get_text_config()._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
 
 

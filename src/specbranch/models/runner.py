@@ -162,21 +162,22 @@ class CausalRunner:
         """Change the model for faster forwards, if it is on a CPU (see `packing`)."""
         pack(self.model)
 
-    def compile(self, name: str, hidden: bool) -> None:
+    def compile(self, name: str, verifies: bool) -> None:
         """Pack the model, and compile its short forwards, where that can be done.
 
         Args:
             name: of the model, for people.
-            hidden: whether the hidden states will be asked for.
+            verifies: the model is a target: its hidden states will be asked for, and its logits
+                are to be the same however many tokens are run with them.
         """
         reason = obstacle(self.model)
         if reason is not None:
             logger.info("%s runs uncompiled: %s", name, reason)
-            self.pack()
+            pack(self.model, verifies)
             return
         library = library_name(self.model)
-        self.pack()
-        self._compiled = compile_forward(self.model, name, library, hidden)
+        pack(self.model, verifies)
+        self._compiled = compile_forward(self.model, name, library, verifies)
 
     def describe(self, name: str) -> ModelFacts:
         """What the model, called `name` by the user, is."""
@@ -317,7 +318,7 @@ class CausalRunner:
         branches = [state.branches[b] for b in tokens]
         slots = list(range(state.used, state.used + len(branches)))
         state.used += len(branches)
-        mask = np.zeros((len(branches), state.used), dtype=np.bool_)  # torch takes longer to index
+        mask = np.zeros((len(branches), state.used), dtype=np.bool_)
         for row, (branch, slot) in enumerate(zip(branches, slots, strict=True)):
             branch.slots.append(slot)
             mask[row, : branch.fork] = True
@@ -362,8 +363,8 @@ class CausalRunner:
         total = count + len(asides)
         rows = max(total, least)
         extent = -(-state.length // BLOCK) * BLOCK if state.width.aligned else start + rows
-        columns = torch.arange(extent)
-        mask = columns[None, :] <= torch.arange(start, start + rows)[:, None]
+        # In numpy: torch takes longer to make and index small ones.
+        mask = np.arange(extent) <= np.arange(start, start + rows)[:, None]
         slots = list(range(start, start + rows))
         positions = list(slots)
         for row, aside in enumerate(asides, start=count):
@@ -373,7 +374,8 @@ class CausalRunner:
         # Padding rows are computed and thrown away: their positions only have to exist.
         positions = [min(p, self.positions - 1) for p in positions]
         padded = tokens + [aside.token for aside in asides] + [tokens[-1]] * (rows - total)
-        out = self._forward(state.slab, padded, slots, positions, mask, layers, keep)
+        seen = torch.from_numpy(mask)
+        out = self._forward(state.slab, padded, slots, positions, seen, layers, keep)
         if rows == count:
             return out
         hidden = out.hidden[:, :count] if out.hidden is not None else None

@@ -45,7 +45,7 @@ def make_target(spec: ModelSpec, hrad: Predictor | None = None) -> TargetWorker:
     if spec.eager:
         runner.pack()
     else:
-        runner.compile(spec.name, hidden=True)
+        runner.compile(spec.name, verifies=True)
     if spec.width == "auto":
         runner.invariant_from = invariant_from(runner)
     check_runner(runner, spec.name, Width.pick(spec.width, runner.invariant_from))
@@ -78,6 +78,6 @@ def make_draft(spec: ModelSpec) -> DraftWorker:
     """
     runner = CausalRunner(load_model(spec))
     if not spec.eager:
-        runner.compile(spec.name, hidden=False)
+        runner.compile(spec.name, verifies=False)
     check_runner(runner, spec.name)
     return DraftWorker(runner, spec.name)
