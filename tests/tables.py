@@ -171,7 +171,7 @@ class MoodyTarget(TargetWorker):
 
 
 class WhimsicalTuning(Tuning):
-    """Drafts, or does not, and then looks up what the text repeats.
+    """Drafts beside the target, or in turn, or not, and then looks up what the text repeats.
 
     Attributes:
         looked_up: tokens that were verified without the draft.
@@ -197,6 +197,11 @@ class WhimsicalTuning(Tuning):
     @property
     def speculates(self) -> bool:
         return self._random.random() < 0.7
+
+    @property
+    def overlaps(self) -> bool:
+        self._overlaps = self._random.random() < 0.7
+        return self._overlaps
 
 
 @dataclass
@@ -230,7 +235,7 @@ def decode(
 
     Args:
         whims: a seed of when branch stages are stopped, what the predictor says, and when drafting
-            pauses; None is never, nothing, and never.
+            waits for the target or pauses; None is never, nothing, and never.
     """
     options = replace(options or DecodingOptions(), speculate="always")
     readable = draft_vocabulary or vocabulary

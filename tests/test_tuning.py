@@ -1,5 +1,6 @@
 """The cost model and what is chosen by it, on costs and rounds made by hand."""
 
+import itertools
 import logging
 import random
 
@@ -19,6 +20,7 @@ from specbranch.tuning import (
     MEMORY,
     PLAIN_ROUNDS,
     REFRESH,
+    STAY,
     TRIALS,
     Tuning,
 )
@@ -194,3 +196,69 @@ class TestTuning:
         assert tuning.speculates
         play(tuning, 100, 1, drafting=50)
         assert tuning.speculates
+
+
+def both_ways(seconds, rounds, tokens=3):
+    """Rounds that take so long beside the target and in turn; how each of them was drafted."""
+    tuning = Tuning(DecodingOptions())
+    tuning.has_ways = True
+    plainly(tuning, seconds=1000.0)
+    found = []
+    for _ in range(rounds):
+        found.append(tuning.overlaps)
+        span = Span(0, seconds[tuning.overlaps], (5,))
+        tuning.saw(Round(tokens=[1] * tokens, verification=span), span.seconds)
+        plainly(tuning, seconds=1000.0)
+    return found
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_the_faster_way_to_draft_is_found(better):
+    found = both_ways({better: 10.0, not better: 15.0}, 400)
+    assert set(found[:40]) == {True, False}
+    assert found[100:].count(better) > 0.9 * len(found[100:])
+
+
+def test_ways_are_changed_for_a_while():
+    found = both_ways({True: 10.0, False: 10.0}, 300)
+    changes = [i for i in range(1, 300) if found[i] != found[i - 1]]
+    assert changes
+    assert min(b - a for a, b in itertools.pairwise(changes)) >= STAY
+
+
+def test_the_other_way_is_tried_again_when_the_text_changes():
+    tuning = Tuning(DecodingOptions())
+    tuning.has_ways = True
+    plainly(tuning, seconds=1000.0)
+    seconds = {True: 10.0, False: 14.0}
+    for number in range(1500):
+        if number == 500:
+            seconds = {True: 20.0, False: 14.0}
+        span = Span(0, seconds[tuning.overlaps], (5,))
+        tuning.saw(Round(tokens=[1, 1, 1], verification=span), span.seconds)
+        plainly(tuning, seconds=1000.0)
+        if number in (499, 1499):
+            assert tuning.overlaps == (number == 499)
+
+
+def test_there_is_one_way_where_the_target_gains_nothing_alone():
+    tuning = Tuning(DecodingOptions())
+    plainly(tuning)
+    play(tuning, 200, 3)
+    assert tuning.overlaps
+
+
+def test_the_other_way_is_tried_before_the_draft_is_turned_off():
+    tuning = Tuning(DecodingOptions())
+    tuning.has_ways = True
+    plainly(tuning)
+    for _ in range(LEAST_JUDGED + 3):
+        assert tuning.overlaps and not tuning.paused
+        play(tuning, 1, 1, drafting=50)
+        if not tuning.overlaps:
+            break
+    assert not tuning.overlaps and not tuning.paused
+    for _ in range(300):
+        play(tuning, 1, 3)
+        plainly(tuning)
+    assert not tuning.overlaps and not tuning.paused

@@ -31,7 +31,7 @@ from specbranch.lanes.base import Lane, Worker
 from specbranch.lanes.placement import Placement, place
 from specbranch.lanes.process import TIMEOUT
 from specbranch.lanes.start import pick_lanes, start_lanes
-from specbranch.lanes.virtual import PLACEMENT, Profile
+from specbranch.lanes.virtual import Profile, placement_of
 from specbranch.metrics import Round
 from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokenizer, named_device
 from specbranch.models.runner import CausalRunner, ModelFacts
@@ -151,7 +151,7 @@ class LLM:
                 f"only process lanes have cores of their own, and these are {self.lanes}: "
                 "use lanes=process"
             )
-        placement = PLACEMENT
+        placement = placement_of(profile)
         if self.lanes != "virtual":
             placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
         started = start_lanes(self.lanes, makers, devices, placement, lane_timeout, profile)
@@ -182,7 +182,7 @@ class LLM:
         llm._configure(options or DecodingOptions(), method, width, draft is not None)
         devices = {"target": target.device, "draft": (target if draft is None else draft).device}
         llm.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap=False)
-        placement = PLACEMENT
+        placement = placement_of(profile)
         if llm.lanes != "virtual":
             placement = place(devices["target"], devices["draft"])
         runner = CausalRunner(target)

@@ -1,4 +1,4 @@
-"""Drafting that tunes itself: how long, how wide, and whether at all, by what pays here and now.
+"""Drafting that tunes itself: how long, how wide, beside the target or in turn, or not at all.
 
 The estimates are of one pair on its lanes, and go on from one request to the next.
 """
@@ -32,6 +32,45 @@ LEAST_JUDGED = 4  # to say anything about drafting: one round in three commits a
 PLAIN_ROUNDS = 3  # to know what plain decoding takes
 FIRST_REFRESH = 8  # rounds with drafting after which that is timed again: a new process is slow
 REFRESH = 128  # the same later on; doubled up to there
+STAY = 8  # rounds, at least, between changes of the way to draft
+SPREAD = 0.6  # of the tokens of a round, as a share of their mean
+FADING = 0.998  # of what is known of one way, at each round of the other
+
+
+class Pace:
+    """How fast rounds of one kind commit, those of late more than those of long ago.
+
+    Attributes:
+        rounds, tokens, seconds: sums, discounted.
+        warm: whether more than the first round was seen, in which the draft had to catch up.
+    """
+
+    def __init__(self) -> None:
+        self.rounds = self.tokens = self.seconds = 0.0
+        self.warm = False
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Take in a round."""
+        if self.rounds > LEAST_ROUNDS:
+            seconds = min(seconds, OUTLIER * self.seconds / self.rounds)
+        self.rounds = MEMORY * self.rounds + 1
+        self.tokens = MEMORY * self.tokens + tokens
+        self.seconds = MEMORY * self.seconds + seconds
+
+    def fade(self) -> None:
+        """Count less from now on."""
+        self.rounds, self.tokens = FADING * self.rounds, FADING * self.tokens
+        self.seconds *= FADING
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+    @property
+    def hope(self) -> float:
+        """What the rate may be, by so few rounds: who is not sure of a way tries it again."""
+        return self.rate * (1 + SPREAD * self.rounds**-0.5)
 
 
 class Tuning:
@@ -42,21 +81,24 @@ class Tuning:
 
     Attributes:
         paused: whether drafting is turned off because it did not pay.
+        has_ways: whether the target is faster while the draft waits, so that drafting in turn is
+            tried as well.
         calibration: acceptance of what the text repeats, by `Match.strengths`.
     """
 
     def __init__(self, options: DecodingOptions) -> None:
         self._options = options
-        self._verification = RunningCost()
+        self._verifications = {True: RunningCost(), False: RunningCost()}
+        self._paces = {True: Pace(), False: Pace()}
+        self._overlaps, self._stays = True, STAY
         self._step = RunningCost()
         self._plain: deque[float] = deque(maxlen=8)
-        self._rounds = self._tokens = self._seconds = 0.0
-        self._warm = self._plain_warm = False
+        self._plain_warm = False
         self._plain_left = PLAIN_ROUNDS
         self._since_plain, self._refresh = 0, FIRST_REFRESH
         self._lookups = self._looked_up = self._rows = 0.0
         self.calibration = Calibration(least=0.0)
-        self.paused = False
+        self.paused = self.has_ways = False
         self._pause = FIRST_PAUSE
         self._said = False
 
@@ -66,13 +108,32 @@ class Tuning:
         return self._options.speculate == "always" or self._plain_left <= 0
 
     @property
+    def overlaps(self) -> bool:
+        """Whether the draft works beside the target, or in turn with it.
+
+        Two lanes on the same cores have fewer of them each while both work.
+        """
+        return self._overlaps
+
+    @property
+    def _pace(self) -> Pace:
+        return self._paces[self._overlaps]
+
+    @property
+    def _verification(self) -> RunningCost:
+        return self._verifications[self._overlaps]
+
+    @property
     def gamma(self) -> int:
-        """γ: so many draft steps as fit beside a verification."""
+        """γ: so many draft steps as fit beside a verification; in turn with it `rule` decides."""
         if self._options.gamma != "auto":
             return self._options.gamma
-        if not (self._step.known and self._verification.known):
+        verification = self._verifications[True]
+        if not (self._step.known and verification.known):
             return MOST_GAMMA
-        c = self._verification.cost.seconds(MOST_GAMMA / 2) / self._step.cost.seconds(2)
+        if not self._overlaps:
+            return MOST_GAMMA
+        c = verification.cost.seconds(MOST_GAMMA / 2) / self._step.cost.seconds(2)
         return max(1, min(int(c), MOST_GAMMA))
 
     @property
@@ -90,12 +151,12 @@ class Tuning:
         """
         if self._options.epsilon != "auto":
             return KeepRule(self._options.epsilon, signal=signal)
-        if not (self._tokens and self._step.known):
+        if not (self._pace.rounds and self._step.known):
             return KeepRule(reach=0.2 if serial else 0.05, signal=signal)
         seconds = self._verification.cost.each
         if serial:
             seconds += self._step.cost.seconds(1)
-        return KeepRule(reach=min(seconds * self._tokens / self._seconds, 0.9), signal=signal)
+        return KeepRule(reach=min(seconds * self._pace.rate, 0.9), signal=signal)
 
     def saw_plain(self, verification: Span, tokens: int = 1) -> None:
         """Take in a round without the draft, and how many tokens it committed."""
@@ -106,9 +167,9 @@ class Tuning:
         if self._plain:
             self._plain_left -= tokens
         if self._plain_left <= 0 and self.paused:
-            self._rounds = self._tokens = self._seconds = 0.0
+            self._paces = {True: Pace(), False: Pace()}
             self._lookups = self._looked_up = self._rows = 0.0
-            self._warm = self.paused = False
+            self.paused = False
 
     def saw(self, done: Round, seconds: float, lookups: Sequence[Lookup] = ()) -> None:
         """Take in a round with drafting, and how long it took.
@@ -128,40 +189,59 @@ class Tuning:
             if burst is not None and burst.forwards:
                 steps = len(burst.forwards)
                 self._step.observe(sum(burst.forwards) / steps, burst.seconds / steps)
-        if not self._warm:  # the draft had the text to catch up with
-            self._warm = True
+        pace = self._pace
+        if not pace.warm:  # the draft had the text to catch up with, the target to move
+            pace.warm = True
             return
-        if self._rounds > LEAST_ROUNDS:
-            seconds = min(seconds, OUTLIER * self._seconds / self._rounds)
-        self._rounds = MEMORY * self._rounds + 1
-        self._tokens = MEMORY * self._tokens + len(done.tokens)
-        self._seconds = MEMORY * self._seconds + seconds
+        pace.observe(len(done.tokens), seconds)
+        self._paces[not self._overlaps].fade()
         self._lookups = MEMORY * self._lookups + len(lookups)
         self._looked_up = MEMORY * self._looked_up + sum(each.committed for each in lookups)
         self._rows = MEMORY * self._rows + sum(1 + each.chain for each in lookups)
-        if self._options.speculate == "auto" and self._plain and self._rounds > LEAST_JUDGED:
-            self._judge()
+        if self._options.speculate == "auto":
+            if self._plain and pace.rounds > LEAST_JUDGED:
+                self._judge()
+            self._choose_way()
+
+    def _choose_way(self) -> None:
+        """Change between the two ways to draft, if there are two and the other may be faster."""
+        self._stays -= 1
+        if self._stays > 0 or not self.has_ways:
+            return
+        other = self._paces[not self._overlaps]
+        if other.rounds < LEAST_JUDGED or other.hope > self._pace.hope:
+            self._change_way()
+
+    def _change_way(self) -> None:
+        self._overlaps, self._stays = not self._overlaps, STAY
+        self._pace.warm = False
 
     @property
     def _by_lookup(self) -> float:
         """How much faster than plain decoding it is to verify what the text repeats."""
         if not self._lookups:
             return 1.0
-        cost = self._verification.cost
+        alone = self._verifications[False]
+        cost = (alone if alone.known else self._verification).cost
         longer = cost.seconds(self._rows / self._lookups) / cost.seconds(1)
         return max(1.0, self._looked_up / self._lookups / longer)
 
     def _judge(self) -> None:
         """Pause where drafting does not pay: after few rounds if by far, else after more."""
+        known = [pace for pace in self._paces.values() if pace.rounds > LEAST_JUDGED]
+        pace = max(known, key=lambda pace: pace.rate)
         # Tokens that would have been committed without the draft.
-        plain = self._by_lookup * self._seconds / median(self._plain)
-        gain = self._tokens / plain
-        luck = max(0.0, self._rounds**-0.5 - LEEWAY)
+        plain = self._by_lookup * pace.seconds / median(self._plain)
+        gain = pace.tokens / plain
+        luck = max(0.0, pace.rounds**-0.5 - LEEWAY)
         if gain * (1 + luck) >= ENOUGH:
             if not luck:
                 self._pause = FIRST_PAUSE
             return
-        self._plain_left = max(self._pause, int((plain - self._tokens) / TRIALS))
+        if self.has_ways and not self._paces[not self._overlaps].rounds:
+            self._change_way()
+            return
+        self._plain_left = max(self._pause, int((plain - pace.tokens) / TRIALS))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self.paused = True
         if not self._said:

@@ -39,6 +39,12 @@ class Lanes:
         """What was learned with these options so far."""
         return self.tunings.setdefault(options, Tuning(options))
 
+    @property
+    def compete(self) -> bool:
+        """Whether the target has less of the machine while the draft works."""
+        placement = self.placement
+        return placement is not None and placement.share("target", False) != placement.target
+
     def share_target(self, overlap: bool) -> None:
         """Give the target its share of the cores, or all while the draft has nothing to do."""
         if self.placement is not None and overlap != self._target_overlaps:

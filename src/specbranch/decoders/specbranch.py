@@ -22,9 +22,14 @@ from specbranch.workers.messages import Branch, BranchPlan, Chain, Resolution, V
 
 
 def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> Iterator[Round]:
-    """Rounds of (verify ‖ branch); a draft stage only where no branch survived (paper §4-5)."""
+    """Rounds of (verify ‖ branch); a draft stage only where no branch survived (paper §4-5).
+
+    Where both lanes share few cores, short drafts and verifications on all of them may be faster,
+    in turn; where repeats or nothing at all beats the draft, it rests (see `Tuning`).
+    """
     assert lanes.draft is not None
     tuning = lanes.tuning(options)
+    tuning.has_ways = lanes.compete
     replay = Replay(sequence.prompt, tuning.calibration, options.retrieved, sequence.stop_ids)
     resolution = Resolution(sequence.length)
     chain: Chain | None = None
@@ -38,30 +43,33 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
             begun = lanes.target.now()
             continue
 
-        lanes.share_target(overlap=True)
+        overlap = tuning.overlaps
+        lanes.share_target(overlap)
         drafting = None
         if chain is None:
             room = sequence.remaining - 1
             gamma, retrieval = min(tuning.gamma, room), min(options.retrieved, room)
             rule = tuning.rule(signal, serial=True)
             drafting = lanes.draft.submit("draft", sequence.id, resolution, gamma, rule, retrieval)
-            learning = lanes.target.submit("learn")
+            learning = lanes.target.submit("learn") if overlap else None
             chain = drafting.result()
-            learning.result()
+            if learning is not None:
+                learning.result()
             resolution = Resolution(sequence.length + len(chain))
 
-        # Branch stage: both lanes at once.
-        plan = _plan(sequence.remaining - 1, options, tuning, signal)
-        branching = lanes.draft.submit("branch", sequence.id, resolution, plan)
+        # Branch stage: both lanes at once. Without branches, in turn, there is nothing to foresee.
+        branching = None
+        if overlap:
+            plan = _plan(sequence.remaining - 1, options, tuning, signal)
+            branching = lanes.draft.submit("branch", sequence.id, resolution, plan)
         confidences = [] if chain.retrieved else chain.confidences
         verifying = lanes.target.submit(
-            "verify", sequence.id, chain.tokens, chain.log_q, (), confidences
+            "verify", sequence.id, chain.tokens, chain.log_q, (), confidences, overlap
         )
-        if options.gamma == "auto":
-            verifying.result()
-            branching.stop()
-        branches: list[Branch] = branching.result()
         outcome: Verification = verifying.result()
+        if branching is not None and options.gamma == "auto":
+            branching.stop()
+        branches: list[Branch] = branching.result() if branching is not None else []
 
         # Resolve
         accepted, whole = outcome.accepted, outcome.accepted == len(chain)
@@ -73,7 +81,7 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         done.draft_stage = drafting is not None
         done.drafting = drafting.span if drafting else None
         done.branches, done.branch_tokens = len(branches), sum(map(len, branches))
-        done.branching = branching.span if branches else None
+        done.branching = branching.span if branching is not None and branches else None
         done.verification = verifying.span
         done.fates += _of_branches(branches, winner, done, len(done.tokens) > accepted)
         signal = outcome.signal

@@ -16,10 +16,25 @@ from specbranch.lanes.base import AwaitedCall, Call, Host, Span, Worker
 from specbranch.lanes.placement import Placement, Share
 from specbranch.lanes.profile import Costs, Devices, Profile
 
-__all__ = ["PLACEMENT", "Costs", "Devices", "Profile", "VirtualClock", "VirtualLane"]
+__all__ = [
+    "PLACEMENT",
+    "Costs",
+    "Devices",
+    "Profile",
+    "VirtualClock",
+    "VirtualLane",
+    "placement_of",
+]
 
 # Of a virtual machine, whatever the real one has: shares that differ, so that a lane can tell.
 PLACEMENT = Placement(target=Share(1), draft=Share(1), alone=Share(2))
+# And one where each lane has hardware that the other cannot use.
+APART = Placement(target=Share(1), draft=Share(1), alone=Share(1))
+
+
+def placement_of(profile: Profile | None) -> Placement:
+    """Of the lanes on a machine with this profile."""
+    return PLACEMENT if profile is not None and profile.target.alone is not None else APART
 
 
 @dataclass
