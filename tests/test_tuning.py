@@ -16,6 +16,7 @@ from specbranch.retrieval import Lookup
 from specbranch.tuning import (
     FIRST_PAUSE,
     FIRST_REFRESH,
+    LATELY,
     LEAST_JUDGED,
     MEMORY,
     PLAIN_ROUNDS,
@@ -114,8 +115,21 @@ class TestTuning:
         tuning = Tuning(DecodingOptions())
         play(tuning, 50, 4, verification=10.0, drafting=6.0)  # a token in 4 s
         serial, beside = tuning.rule(None, serial=True), tuning.rule(None)
-        assert serial.reach == pytest.approx(2 / 4)  # a step of 2 s
-        assert beside.reach == 0  # a verification was never seen to take longer for more tokens
+        assert serial.onward == pytest.approx(2 / 4)  # a step of 2 s
+        assert beside.onward is None
+        assert (
+            beside.reach == serial.reach == 0
+        )  # a verification was never seen to take longer for more tokens
+
+    def test_a_draft_in_turn_is_as_long_as_a_step_more_pays(self):
+        """Half a second goes into messages, however short the draft is."""
+        tuning = Tuning(DecodingOptions())
+        for number in range(100):
+            steps = 1 + number % 5
+            drafting = Span(0, 0.5 + 0.1 * steps, (1,) * steps)
+            done = Round(tokens=[1, 1], drafting=drafting, verification=Span(0, 3.0, (5,)))
+            tuning.saw(done, 4.0)
+        assert tuning.rule(None, serial=True).onward == pytest.approx(0.1 * 2 / 4, rel=0.01)
 
     def test_turns_off_what_does_not_pay_and_says_so_once(self, caplog):
         tuning = Tuning(DecodingOptions())
@@ -262,3 +276,30 @@ def test_the_other_way_is_tried_before_the_draft_is_turned_off():
         play(tuning, 1, 3)
         plainly(tuning)
     assert not tuning.overlaps and not tuning.paused
+
+
+def test_the_draft_comes_back_when_the_text_repeats_itself_no_more():
+    tuning = Tuning(DecodingOptions())
+    plainly(tuning)
+    while not tuning.paused:  # three tokens a round, where lookup alone commits five
+        done = Round(tokens=[1] * 3, verification=Span(0, 10.0, (5,)))
+        tuning.saw(done, 10.0, [Lookup(chain=5, committed=5)])
+        if not tuning.paused:
+            plainly(tuning)
+    for _ in range(4 * LATELY):
+        tuning.saw_plain(Span(0, 10.0, (6,)), tokens=5)
+    assert tuning.paused
+    rounds = 0
+    while tuning.paused:
+        tuning.saw_plain(Span(0, 10.0, (1,)))
+        rounds += 1
+    assert rounds < LATELY
+
+
+def test_a_draft_that_does_not_beat_plain_decoding_stays_off():
+    tuning = Tuning(DecodingOptions())
+    plainly(tuning)
+    until_paused(tuning, drafting=1)
+    for _ in range(4 * LATELY):
+        assert tuning.paused
+        tuning.saw_plain(Span(0, 10.0, (1,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class KeepRule:
             acceptance (DESIGN §4).
         reach: least probability that a token is accepted along with those before it, instead.
         signal: of H-RAD, if there is one. Its s decides whether ε counts (paper §5).
+        onward: least probability that the next token is accepted, along with those before it, for
+            which it is drafted: that takes time of its own where the target waits.
         entropy: most nats of the draft's distribution from which a chain goes on after its first
             token (AdaEDL); None is no limit.
     """
@@ -52,6 +55,16 @@ class KeepRule:
     reach: float | None = None
     signal: Signal | None = None
     entropy: float | None = None
+    onward: float | None = None
+
+    def goes_on(self, acceptance: Sequence[float], then: float) -> bool:
+        """Whether another token is drafted after these.
+
+        Args:
+            acceptance: as for `kept`, of all that were drafted.
+            then: that of the next one, as far as it is known.
+        """
+        return self.onward is None or math.prod(acceptance) * then >= self.onward
 
     def ends_before(self, log_q: Tensor) -> bool:
         """Whether no token is drafted from this warped distribution ``[vocabulary]``."""

@@ -22,11 +22,13 @@ from specbranch.retrieval import Lookup
 logger = logging.getLogger("specbranch")
 
 MEMORY = 0.99  # of the rate: what a round counts after each further one
+SHORT_MEMORY = 0.95  # the same, of the rate that a token more has to be worth its time at
 ENOUGH = 0.98  # of plain decoding's rate; below, drafting is paused
 LEEWAY = 0.1  # of the rate, beyond which luck explains nothing
 FIRST_PAUSE = 128  # tokens decoded plainly before drafting is tried again; doubled each time
 TRIALS = 0.01  # of the time, at most, for trials that fail
 LONGEST_PAUSE = 4096
+LATELY = 16  # rounds without the draft that show how fast this is on the text of now
 LEAST_ROUNDS = 3  # to know what a round takes
 LEAST_JUDGED = 4  # to say anything about drafting: one round in three commits a single token
 PLAIN_ROUNDS = 3  # to know what plain decoding takes
@@ -42,11 +44,13 @@ class Pace:
 
     Attributes:
         rounds, tokens, seconds: sums, discounted.
+        lately: tokens a second, by fewer rounds: on the text of now.
         warm: whether more than the first round was seen, in which the draft had to catch up.
     """
 
     def __init__(self) -> None:
         self.rounds = self.tokens = self.seconds = 0.0
+        self._tokens = self._seconds = 0.0
         self.warm = False
 
     def observe(self, tokens: int, seconds: float) -> None:
@@ -56,6 +60,12 @@ class Pace:
         self.rounds = MEMORY * self.rounds + 1
         self.tokens = MEMORY * self.tokens + tokens
         self.seconds = MEMORY * self.seconds + seconds
+        self._tokens = SHORT_MEMORY * self._tokens + tokens
+        self._seconds = SHORT_MEMORY * self._seconds + seconds
+
+    @property
+    def lately(self) -> float:
+        return self._tokens / self._seconds
 
     def fade(self) -> None:
         """Count less from now on."""
@@ -91,9 +101,11 @@ class Tuning:
         self._verifications = {True: RunningCost(), False: RunningCost()}
         self._paces = {True: Pace(), False: Pace()}
         self._overlaps, self._stays = True, STAY
-        self._step = RunningCost()
+        self._step, self._drafting = RunningCost(), RunningCost()
         self._plain: deque[float] = deque(maxlen=8)
         self._plain_warm = False
+        self._with_draft = 0.0  # its rate, in plain decoding's
+        self._lately: deque[tuple[int, float]] = deque(maxlen=LATELY)
         self._plain_left = PLAIN_ROUNDS
         self._since_plain, self._refresh = 0, FIRST_REFRESH
         self._lookups = self._looked_up = self._rows = 0.0
@@ -152,11 +164,15 @@ class Tuning:
         if self._options.epsilon != "auto":
             return KeepRule(self._options.epsilon, signal=signal)
         if not (self._pace.rounds and self._step.known):
-            return KeepRule(reach=0.2 if serial else 0.05, signal=signal)
-        seconds = self._verification.cost.each
+            return KeepRule(reach=0.05, signal=signal, onward=0.2 if serial else None)
+        each = self._verification.cost.each
+        reach, onward = min(each * self._pace.lately, 0.9), None
         if serial:
-            seconds += self._step.cost.seconds(1)
-        return KeepRule(reach=min(seconds * self._pace.rate, 0.9), signal=signal)
+            # Of a step more: what a draft takes however short it is (messages) is spent.
+            drafting = self._drafting.cost if self._drafting.known else Cost(0.0)
+            step = drafting.each or self._step.cost.seconds(1)
+            onward = min((step + each) * self._pace.lately, 0.9)
+        return KeepRule(reach=reach, signal=signal, onward=onward)
 
     def saw_plain(self, verification: Span, tokens: int = 1) -> None:
         """Take in a round without the draft, and how many tokens it committed."""
@@ -166,6 +182,10 @@ class Tuning:
         self._plain_warm = True
         if self._plain:
             self._plain_left -= tokens
+        if self.paused and self._plain:
+            self._lately.append((tokens, verification.seconds))
+            if len(self._lately) == LATELY and self._pays_again:
+                self._plain_left, self._pause = 0, FIRST_PAUSE
         if self._plain_left <= 0 and self.paused:
             self._paces = {True: Pace(), False: Pace()}
             self._lookups = self._looked_up = self._rows = 0.0
@@ -185,6 +205,8 @@ class Tuning:
             self._plain_left = PLAIN_ROUNDS
             self._since_plain, self._refresh = 0, min(2 * self._refresh, REFRESH)
         self._verification.observe(sum(verification.forwards), verification.seconds)
+        if done.drafting is not None:
+            self._drafting.observe(len(done.drafting.forwards), done.drafting.seconds)
         for burst in (done.drafting, done.branching):
             if burst is not None and burst.forwards:
                 steps = len(burst.forwards)
@@ -217,6 +239,12 @@ class Tuning:
         self._pace.warm = False
 
     @property
+    def _pays_again(self) -> bool:
+        """Whether, of late, decoding was slower than with the draft when that was turned off."""
+        tokens, seconds = map(sum, zip(*self._lately, strict=True))
+        return bool(tokens * median(self._plain) < self._with_draft * seconds)
+
+    @property
     def _by_lookup(self) -> float:
         """How much faster than plain decoding it is to verify what the text repeats."""
         if not self._lookups:
@@ -241,6 +269,8 @@ class Tuning:
         if self.has_ways and not self._paces[not self._overlaps].rounds:
             self._change_way()
             return
+        self._with_draft = gain * self._by_lookup
+        self._lately.clear()
         self._plain_left = max(self._pause, int((plain - pace.tokens) / TRIALS))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self.paused = True

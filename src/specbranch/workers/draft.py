@@ -111,7 +111,8 @@ class DraftWorker(Worker):
             chain.confidences = confidences
             chain.log_q.append(row)
             text.tokens.append(token)
-            if token in text.stop_ids:
+            going_on = rule.goes_on(acceptance, self._calibration.mean)
+            if token in text.stop_ids or not going_on:
                 break
         self._drafted[sequence] += len(chain.confidences)
         return self._chain(text, text.tokens[chain.start :], chain.confidences, chain.log_q)
