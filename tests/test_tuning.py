@@ -207,7 +207,8 @@ class TestTuning:
 
     def test_always_is_always(self):
         tuning = Tuning(DecodingOptions(speculate="always"))
-        assert tuning.speculates
+        tuning.begin(competing=True)
+        assert tuning.speculates and tuning.overlaps
         play(tuning, 100, 1, drafting=50)
         assert tuning.speculates
 
@@ -215,7 +216,7 @@ class TestTuning:
 def both_ways(seconds, rounds, tokens=3):
     """Rounds that take so long beside the target and in turn; how each of them was drafted."""
     tuning = Tuning(DecodingOptions())
-    tuning.has_ways = True
+    tuning.begin(competing=True)
     plainly(tuning, seconds=1000.0)
     found = []
     for _ in range(rounds):
@@ -242,7 +243,7 @@ def test_ways_are_changed_for_a_while():
 
 def test_the_other_way_is_tried_again_when_the_text_changes():
     tuning = Tuning(DecodingOptions())
-    tuning.has_ways = True
+    tuning.begin(competing=True)
     plainly(tuning, seconds=1000.0)
     seconds = {True: 10.0, False: 14.0}
     for number in range(1500):
@@ -264,18 +265,27 @@ def test_there_is_one_way_where_the_target_gains_nothing_alone():
 
 def test_the_other_way_is_tried_before_the_draft_is_turned_off():
     tuning = Tuning(DecodingOptions())
-    tuning.has_ways = True
+    tuning.begin(competing=True)
     plainly(tuning)
     for _ in range(LEAST_JUDGED + 3):
-        assert tuning.overlaps and not tuning.paused
+        assert not tuning.overlaps and not tuning.paused
         play(tuning, 1, 1, drafting=50)
-        if not tuning.overlaps:
+        if tuning.overlaps:
             break
-    assert not tuning.overlaps and not tuning.paused
+    assert tuning.overlaps and not tuning.paused
     for _ in range(300):
         play(tuning, 1, 3)
         plainly(tuning)
-    assert not tuning.overlaps and not tuning.paused
+    assert tuning.overlaps and not tuning.paused
+
+
+@pytest.mark.parametrize(("loss", "again"), [(2, True), (20, False)])
+def test_another_text_is_another_chance_for_a_draft_that_nearly_pays(loss, again):
+    tuning = Tuning(DecodingOptions())
+    plainly(tuning)
+    until_paused(tuning, drafting=loss)
+    tuning.begin(competing=False)
+    assert tuning.speculates == again != tuning.paused
 
 
 def test_the_draft_comes_back_when_the_text_repeats_itself_no_more():

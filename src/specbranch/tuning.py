@@ -23,6 +23,7 @@ logger = logging.getLogger("specbranch")
 
 MEMORY = 0.99  # of the rate: what a round counts after each further one
 SHORT_MEMORY = 0.95  # the same, of the rate that a token more has to be worth its time at
+WORTH_A_TRIAL = 0.75  # the same; with another text, a draft that was no worse is tried again
 ENOUGH = 0.98  # of plain decoding's rate; below, drafting is paused
 LEEWAY = 0.1  # of the rate, beyond which luck explains nothing
 FIRST_PAUSE = 128  # tokens decoded plainly before drafting is tried again; doubled each time
@@ -91,8 +92,6 @@ class Tuning:
 
     Attributes:
         paused: whether drafting is turned off because it did not pay.
-        has_ways: whether the target is faster while the draft waits, so that drafting in turn is
-            tried as well.
         calibration: acceptance of what the text repeats, by `Match.strengths`.
     """
 
@@ -104,15 +103,34 @@ class Tuning:
         self._step, self._drafting = RunningCost(), RunningCost()
         self._plain: deque[float] = deque(maxlen=8)
         self._plain_warm = False
-        self._with_draft = 0.0  # its rate, in plain decoding's
+        # The draft's rate when it was turned off: in that without it, and in plain decoding's.
+        self._gain = self._with_draft = 0.0
         self._lately: deque[tuple[int, float]] = deque(maxlen=LATELY)
         self._plain_left = PLAIN_ROUNDS
         self._since_plain, self._refresh = 0, FIRST_REFRESH
         self._lookups = self._looked_up = self._rows = 0.0
         self.calibration = Calibration(least=0.0)
-        self.paused = self.has_ways = False
+        self.paused = self._has_ways = False
         self._pause = FIRST_PAUSE
         self._said = False
+
+    def begin(self, competing: bool) -> None:
+        """Take in that another text begins, for which the draft may be better than for the last.
+
+        Args:
+            competing: whether the target is faster while the draft waits, so that drafting in turn
+                is a way as well: the first to be tried.
+        """
+        if competing and not self._has_ways and self._options.speculate == "auto":
+            self._has_ways, self._overlaps = True, False
+        if self.paused and self._gain > WORTH_A_TRIAL:
+            self._resume()
+
+    def _resume(self) -> None:
+        """Have the next round draft again, with nothing known of its pace."""
+        self._paces = {True: Pace(), False: Pace()}
+        self._lookups = self._looked_up = self._rows = 0.0
+        self._plain_left, self.paused = 0, False
 
     @property
     def speculates(self) -> bool:
@@ -187,9 +205,7 @@ class Tuning:
             if len(self._lately) == LATELY and self._pays_again:
                 self._plain_left, self._pause = 0, FIRST_PAUSE
         if self._plain_left <= 0 and self.paused:
-            self._paces = {True: Pace(), False: Pace()}
-            self._lookups = self._looked_up = self._rows = 0.0
-            self.paused = False
+            self._resume()
 
     def saw(self, done: Round, seconds: float, lookups: Sequence[Lookup] = ()) -> None:
         """Take in a round with drafting, and how long it took.
@@ -228,7 +244,7 @@ class Tuning:
     def _choose_way(self) -> None:
         """Change between the two ways to draft, if there are two and the other may be faster."""
         self._stays -= 1
-        if self._stays > 0 or not self.has_ways:
+        if self._stays > 0 or not self._has_ways:
             return
         other = self._paces[not self._overlaps]
         if other.rounds < LEAST_JUDGED or other.hope > self._pace.hope:
@@ -266,10 +282,10 @@ class Tuning:
             if not luck:
                 self._pause = FIRST_PAUSE
             return
-        if self.has_ways and not self._paces[not self._overlaps].rounds:
+        if self._has_ways and not self._paces[not self._overlaps].rounds:
             self._change_way()
             return
-        self._with_draft = gain * self._by_lookup
+        self._gain, self._with_draft = gain, gain * self._by_lookup
         self._lately.clear()
         self._plain_left = max(self._pause, int((plain - pace.tokens) / TRIALS))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)

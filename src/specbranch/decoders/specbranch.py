@@ -29,7 +29,7 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
     """
     assert lanes.draft is not None
     tuning = lanes.tuning(options)
-    tuning.has_ways = lanes.compete
+    tuning.begin(lanes.compete)
     replay = Replay(sequence.prompt, tuning.calibration, options.retrieved, sequence.stop_ids)
     resolution = Resolution(sequence.length)
     chain: Chain | None = None
