@@ -36,8 +36,6 @@ PLAIN_ROUNDS = 3  # to know what plain decoding takes
 FIRST_REFRESH = 8  # rounds with drafting after which that is timed again: a new process is slow
 REFRESH = 128  # the same later on; doubled up to there
 STAY = 8  # rounds, at least, between changes of the way to draft
-SPREAD = 0.6  # of the tokens of a round, as a share of their mean
-FADING = 0.998  # of what is known of one way, at each round of the other
 
 
 class Pace:
@@ -45,22 +43,29 @@ class Pace:
 
     Attributes:
         rounds, tokens, seconds: sums, discounted.
+        chains, looked_up, serial: likewise: of the chains' tokens, of rounds whose chain the text
+            repeats, and of those in which the target waited for the draft.
         lately: tokens a second, by fewer rounds: on the text of now.
         warm: whether more than the first round was seen, in which the draft had to catch up.
     """
 
     def __init__(self) -> None:
         self.rounds = self.tokens = self.seconds = 0.0
+        self.chains = self.looked_up = self.serial = 0.0
         self._tokens = self._seconds = 0.0
         self.warm = False
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Take in a round."""
+    def observe(self, done: Round, seconds: float) -> None:
+        """Take in a round, and how long it took."""
+        tokens = len(done.tokens)
         if self.rounds > LEAST_ROUNDS:
             seconds = min(seconds, OUTLIER * self.seconds / self.rounds)
         self.rounds = MEMORY * self.rounds + 1
         self.tokens = MEMORY * self.tokens + tokens
         self.seconds = MEMORY * self.seconds + seconds
+        self.chains = MEMORY * self.chains + done.chain
+        self.looked_up = MEMORY * self.looked_up + done.retrieved
+        self.serial = MEMORY * self.serial + (done.drafting is not None and not done.retrieved)
         self._tokens = SHORT_MEMORY * self._tokens + tokens
         self._seconds = SHORT_MEMORY * self._seconds + seconds
 
@@ -68,20 +73,10 @@ class Pace:
     def lately(self) -> float:
         return self._tokens / self._seconds
 
-    def fade(self) -> None:
-        """Count less from now on."""
-        self.rounds, self.tokens = FADING * self.rounds, FADING * self.tokens
-        self.seconds *= FADING
-
     @property
     def rate(self) -> float:
         """Tokens a second."""
         return self.tokens / self.seconds
-
-    @property
-    def hope(self) -> float:
-        """What the rate may be, by so few rounds: who is not sure of a way tries it again."""
-        return self.rate * (1 + SPREAD * self.rounds**-0.5)
 
 
 class Tuning:
@@ -100,6 +95,10 @@ class Tuning:
         self._verifications = {True: RunningCost(), False: RunningCost()}
         self._paces = {True: Pace(), False: Pace()}
         self._overlaps, self._stays = True, STAY
+        self._known = {True: False, False: False}  # whether the way was tried
+        # What rounds take besides: messages, waiting for branches, choosing.
+        self._rests = {way: deque[float](maxlen=LATELY) for way in (True, False)}
+        self._serial = 0.0  # share of rounds beside the target that began with a draft stage
         self._step, self._drafting = RunningCost(), RunningCost()
         self._plain: deque[float] = deque(maxlen=8)
         self._plain_warm = False
@@ -228,11 +227,15 @@ class Tuning:
                 steps = len(burst.forwards)
                 self._step.observe(sum(burst.forwards) / steps, burst.seconds / steps)
         pace = self._pace
+        if self._overlaps and pace.rounds:
+            self._serial = pace.serial / pace.rounds
+        self._known[self._overlaps] |= pace.rounds > LEAST_ROUNDS
         if not pace.warm:  # the draft had the text to catch up with, the target to move
             pace.warm = True
             return
-        pace.observe(len(done.tokens), seconds)
-        self._paces[not self._overlaps].fade()
+        pace.observe(done, seconds)
+        drafting = done.drafting.seconds if done.drafting is not None else 0.0
+        self._rests[self._overlaps].append(seconds - verification.seconds - drafting)
         self._lookups = MEMORY * self._lookups + len(lookups)
         self._looked_up = MEMORY * self._looked_up + sum(each.committed for each in lookups)
         self._rows = MEMORY * self._rows + sum(1 + each.chain for each in lookups)
@@ -242,13 +245,28 @@ class Tuning:
             self._choose_way()
 
     def _choose_way(self) -> None:
-        """Change between the two ways to draft, if there are two and the other may be faster."""
+        """Change between the two ways to draft, if there are two and the other is faster.
+
+        Both are compared by what the same chains take: rates would be of different texts.
+        """
         self._stays -= 1
         if self._stays > 0 or not self._has_ways:
             return
-        other = self._paces[not self._overlaps]
-        if other.rounds < LEAST_JUDGED or other.hope > self._pace.hope:
+        other = not self._overlaps
+        if not self._known[other] or self._of_chains(other) < self._of_chains(self._overlaps):
             self._change_way()
+
+    def _of_chains(self, overlaps: bool) -> float:
+        """Seconds of a round with chains as they are now, drafted in one of the ways."""
+        pace = self._pace
+        chain = pace.chains / pace.rounds
+        seconds = self._verifications[overlaps].cost.seconds(1 + chain)
+        seconds += median(self._rests[overlaps])
+        if self._drafting.known:
+            # Beside the target there is a draft stage only where no branch survived.
+            serial = self._serial if overlaps else 1 - pace.looked_up / pace.rounds
+            seconds += serial * self._drafting.cost.seconds(chain)
+        return seconds
 
     def _change_way(self) -> None:
         self._overlaps, self._stays = not self._overlaps, STAY
