@@ -3,8 +3,9 @@
     taskset -c 0 python benchmarks/forwards.py --threads 1
 
 As `transformers` runs them; with every target forward padded to 16 tokens, which makes logits
-bit-exact where kernels are not batch-invariant; with weights packed for oneDNN; and compiled. After
-130 tokens of text. The kinds take turns, and the machine should have nothing else to do.
+bit-exact where kernels are not batch-invariant; with weights packed for FBGEMM, or for oneDNN where
+float16 does not hold them; and compiled. After 130 tokens of text. The kinds take turns, and the
+machine should have nothing else to do.
 """
 
 from __future__ import annotations

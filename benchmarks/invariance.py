@@ -24,6 +24,12 @@ from specbranch.prompts import read_prompts
 
 WIDEST = 17
 TEXT = 512  # tokens that are read from one prompt
+KINDS = (
+    "transformers, natural widths",
+    "width=auto, packed",
+    "width=auto, compiled",
+    "width=16, compiled",
+)
 
 
 def made(kind: str, name: str) -> tuple[CausalRunner, Width]:
@@ -55,6 +61,7 @@ def main() -> None:
     parser.add_argument("suites", type=Path, nargs="+", help="JSONL files of prompts")
     parser.add_argument("--model", default="target")
     parser.add_argument("--tokens", type=int, default=1250)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.model)
     texts: list[list[int]] = []
@@ -64,15 +71,9 @@ def main() -> None:
             ids = tokenizer(prompt, truncation=True, max_length=TEXT)["input_ids"]
             texts.append(ids[:left])
             left -= len(texts[-1])
-    kinds = [
-        "transformers, natural widths",
-        "width=auto, packed",
-        "width=auto, compiled",
-        "width=16, compiled",
-    ]
     print("| forwards | rows compared | not bit-identical | other token | largest difference |")
     print("|---|---|---|---|---|")
-    for kind in kinds:
+    for kind in options.kinds:
         runner, width = made(kind, options.model)
         expected = read(runner, width, texts, 1)
         rows = differing = flipped = 0

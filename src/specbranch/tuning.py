@@ -158,9 +158,7 @@ class Tuning:
         if self._options.gamma != "auto":
             return self._options.gamma
         verification = self._verifications[True]
-        if not (self._step.known and verification.known):
-            return MOST_GAMMA
-        if not self._overlaps:
+        if not (self._overlaps and self._step.known and verification.known):
             return MOST_GAMMA
         c = verification.cost.seconds(MOST_GAMMA / 2) / self._step.cost.seconds(2)
         return max(1, min(int(c), MOST_GAMMA))
