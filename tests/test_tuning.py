@@ -313,3 +313,23 @@ def test_a_draft_that_does_not_beat_plain_decoding_stays_off():
     for _ in range(4 * LATELY):
         assert tuning.paused
         tuning.saw_plain(Span(0, 10.0, (1,)))
+
+
+def test_a_trial_that_failed_in_both_ways_is_paid_for_and_then_made_in_one():
+    tuning = Tuning(DecodingOptions())
+    tuning.begin(competing=True)
+    plainly(tuning)
+    trials, pauses = [], []
+    for _ in range(2):
+        ways = []
+        while not tuning.paused:
+            ways.append(tuning.overlaps)
+            play(tuning, 1, 1, drafting=10)
+            if not tuning.paused:
+                plainly(tuning)
+        trials.append(ways)
+        pauses.append(plainly(tuning))
+    assert set(trials[0]) == {True, False}
+    assert len(set(trials[1])) == 1
+    # Each round took the time of two tokens; all but each way's first were measured.
+    assert pauses[0] > 0.9 * (len(trials[0]) - 2) / TRIALS

@@ -290,20 +290,21 @@ class Tuning:
         """Pause where drafting does not pay: after few rounds if by far, else after more."""
         known = [pace for pace in self._paces.values() if pace.rounds > LEAST_JUDGED]
         pace = max(known, key=lambda pace: pace.rate)
-        # Tokens that would have been committed without the draft.
-        plain = self._by_lookup * pace.seconds / median(self._plain)
-        gain = pace.tokens / plain
+        without = self._by_lookup / median(self._plain)
+        gain = pace.rate / without
         luck = max(0.0, pace.rounds**-0.5 - LEEWAY)
         if gain * (1 + luck) >= ENOUGH:
             if not luck:
                 self._pause = FIRST_PAUSE
             return
-        if self._has_ways and not self._paces[not self._overlaps].rounds:
+        if self._has_ways and not self._known[not self._overlaps]:
             self._change_way()
             return
         self._gain, self._with_draft = gain, gain * self._by_lookup
         self._lately.clear()
-        self._plain_left = max(self._pause, int((plain - pace.tokens) / TRIALS))
+        # Tokens that would have been committed without the draft, by both ways' time.
+        lost = sum(way.seconds * without - way.tokens for way in self._paces.values())
+        self._plain_left = max(self._pause, int(lost / TRIALS))
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self.paused = True
         if not self._said:
