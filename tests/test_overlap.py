@@ -53,6 +53,15 @@ def test_every_lane_gives_the_same_text(lanes, texts):
         assert [o.outputs[0].token_ids for o in again] == texts["greedy"]
 
 
+def test_a_target_that_rounds_by_threads_keeps_its_share(texts, monkeypatch, caplog):
+    monkeypatch.setattr("specbranch.workers.make.same_with", lambda share, runner, width: False)
+    with LLM(lanes="process") as llm:
+        assert llm.placement.alone == llm.placement.target
+        done = llm.generate(PROMPTS, GREEDY)
+    assert [o.outputs[0].token_ids for o in done] == texts["greedy"]
+    assert caplog.messages[0].startswith("target rounds differently with other numbers of threads")
+
+
 def test_rejection_sampling_in_processes_gives_the_text_of_inline_lanes():
     """Its messages hold the draft's distributions."""
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=1, acceptance="rejection")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specbranch.lanes.placement import Share
 from specbranch.models.runner import Aside, CausalRunner
-from specbranch.models.selfcheck import invariant_from
-from specbranch.models.width import NATURAL, Width
+from specbranch.models.selfcheck import invariant_from, same_with
+from specbranch.models.width import NATURAL, WIDEST, Width
 from tests.forwards import (
     CAPACITY,
     FIXED,
@@ -139,23 +140,65 @@ def test_packing_changes_nothing_but_speed(architecture: str) -> None:
     assert runner.parameters == plain.num_parameters()
 
 
+def rounding(
+    otherwise: Callable[[int, int], bool], monkeypatch: pytest.MonkeyPatch
+) -> CausalRunner:
+    """Of a model that rounds otherwise for some numbers of tokens and places of the first one."""
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def meddled(input_ids: Tensor, position_ids: Tensor, **options: Any) -> Any:
+        out = forward(input_ids, position_ids=position_ids, **options)
+        places = position_ids[0].tolist()
+        out.logits = out.logits * (1 + 1e-6 * otherwise(len(places), places[0]))
+        return out
+
+    monkeypatch.setattr(model, "forward", meddled)
+    return CausalRunner(model)
+
+
 @pytest.mark.parametrize(("least", "possible"), [(0, {1, 4, 8}), (7, {8}), (12, set())])
 def test_kernels_that_are_not_batch_invariant_are_found_out(
     least: int, possible: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forwards of fewer than `least` tokens round differently from the others."""
-    model = tiny_model("llama")
-    forward = model.forward
-
-    def meddled(input_ids: Tensor, **options: Any) -> Any:
-        out = forward(input_ids, **options)
-        out.logits = out.logits * (1 + 1e-6 * (input_ids.shape[1] < least))
-        return out
-
-    monkeypatch.setattr(model, "forward", meddled)
-    runner = CausalRunner(model)
+    runner = rounding(lambda tokens, place: tokens < least, monkeypatch)
     assert invariant_from(runner) in {*possible, None}
     assert not runner._states
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 9, 14, 23, WIDEST])
+def test_kernels_that_round_otherwise_far_into_a_text_are_found_out(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specbranch.models.runner.BLOCK", 256)
+    runner = rounding(lambda tokens, place: tokens == size and place >= 224, monkeypatch)
+    assert invariant_from(runner) in {None, *(least for least in (4, 8) if least > size)}
+
+
+def test_no_trial_is_believed_in_16_bits() -> None:
+    """Rounding to them hides most of what another order of summing does."""
+    assert invariant_from(CausalRunner(tiny_model("llama", dtype=torch.bfloat16))) is None
+
+
+def test_forwards_longer_than_was_tried_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = rounding(lambda tokens, place: tokens > WIDEST, monkeypatch)
+    monkeypatch.setattr("specbranch.models.runner.BLOCK", 4 * WIDEST)
+    width = Width.pick("auto", 1)
+    runner.open(0, 2 * WIDEST, width)
+    found = runner.run(0, some_tokens(2 * WIDEST)).logits
+    assert_close(found, fresh(tiny_model("llama"), some_tokens(2 * WIDEST)))
+    runner.rewind(0, WIDEST)
+    again = runner.run(0, some_tokens(2 * WIDEST)[WIDEST:]).logits
+    assert torch.equal(again, found[WIDEST:])
+
+
+def test_a_sum_that_is_divided_among_threads_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    other = Share(before + 1)
+    runner = rounding(lambda tokens, place: torch.get_num_threads() == other.threads, monkeypatch)
+    assert same_with(Share(before), runner, FIXED)
+    assert not same_with(other, runner, FIXED)
+    assert torch.get_num_threads() == before
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

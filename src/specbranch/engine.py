@@ -77,6 +77,14 @@ class Engine:
             raise InputError(f"max_model_len must be between 2 and {longest}, not {max_model_len}")
         target, draft = facts[0], facts[1] if len(facts) > 1 else None
         picked = Width.pick(width, target.invariant_from)
+        if not target.any_threads:
+            logger.warning(
+                "%s rounds differently with other numbers of threads: to stay bit-exact it keeps "
+                "%s where the draft is idle, too",
+                target.name,
+                placement.target,
+            )
+            placement = replace(placement, alone=placement.target)
         return cls(lanes, target, draft, tokenizer, max_model_len or longest, placement, picked)
 
     def encode(self, prompt: Prompt) -> tuple[str, list[int]]:

@@ -135,13 +135,9 @@ class LLM:
         eager = enforce_eager or os.environ.get("SPECBRANCH_ENFORCE_EAGER", "0") != "0"
         specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width, eager)}
         predictor = pick_predictor(hrad, target, draft, gamma)
-        makers: dict[str, Callable[[], Worker]] = {
-            "target": partial(make_target, specs["target"], predictor)
-        }
         if draft is not None:
             check_vocabularies(tokenizer, load_tokenizer(draft), (target, draft))
             specs["draft"] = ModelSpec(draft, dtype, draft_device or device, eager=eager)
-            makers["draft"] = partial(make_draft, specs["draft"])
         devices = {lane: named_device(spec.device) for lane, spec in specs.items()}
         devices.setdefault("draft", devices["target"])
         overlap = draft is not None and self.method in OVERLAPPING
@@ -154,6 +150,12 @@ class LLM:
         placement = placement_of(profile)
         if self.lanes != "virtual":
             placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
+        alone = placement.alone if self.lanes in ("process", "thread") else None
+        makers: dict[str, Callable[[], Worker]] = {
+            "target": partial(make_target, specs["target"], predictor, alone)
+        }
+        if draft is not None:
+            makers["draft"] = partial(make_draft, specs["draft"])
         started = start_lanes(self.lanes, makers, devices, placement, lane_timeout, profile)
         self._open(started, tokenizer, placement, width, max_model_len, predictor)
 

@@ -64,8 +64,10 @@ class ModelFacts:
         vocabulary: number of logits.
         positions: most tokens of a text.
         eos_ids: tokens that end a text.
-        invariant_from: fewest tokens of a forward from which on a token's logits are bit-identical
-            whatever is run with it (batch-invariant kernels); None if they are not known to be.
+        invariant_from: fewest tokens of a forward from which on, and up to `WIDEST`, a token's
+            logits are bit-identical whatever is run with it (batch-invariant kernels); None if they
+            are not known to be.
+        any_threads: whether they are, too, with all the threads that the model's lane may get.
         fingerprint: of the weights, by a sample of them; the same in every dtype.
         compiled: whether its short forwards are.
     """
@@ -81,6 +83,7 @@ class ModelFacts:
     positions: int
     eos_ids: frozenset[int]
     invariant_from: int | None = None
+    any_threads: bool = True
     fingerprint: str = ""
     compiled: bool = False
 
@@ -153,6 +156,7 @@ class CausalRunner:
         self.vocabulary: int = config.vocab_size
         self.parameters: int = model.num_parameters()
         self.invariant_from: int | None = None
+        self.any_threads = True
         self._additive = config._attn_implementation == "eager"
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._compiled: CompiledForward | None = None
@@ -196,6 +200,7 @@ class CausalRunner:
             self.positions,
             frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
             self.invariant_from,
+            self.any_threads,
             self._fingerprint(),
             self._compiled is not None,
         )

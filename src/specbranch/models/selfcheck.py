@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from itertools import cycle
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 from specbranch.errors import UnsupportedModelError
+from specbranch.lanes.placement import Share
 from specbranch.models.loading import one_line
 from specbranch.models.runner import CausalRunner
-from specbranch.models.width import NATURAL, Width
+from specbranch.models.width import FIXED_WIDTH, NATURAL, WIDEST, Width
 
-TRIED = ([1, 2, 3, 4, 5, 6, 7, 8, 12, 16], [9, 11, 13, 15, 14, 2], [15, 10, 13, 9, 11, 6])
+TRIED_TEXT = 256  # tokens
+TRIED_ROWS = 8  # one row alone may be the same by chance
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
@@ -58,36 +61,56 @@ def check_runner(runner: CausalRunner, name: str, width: Width = NATURAL) -> Non
         )
 
 
-@torch.inference_mode()
 def invariant_from(runner: CausalRunner) -> int | None:
     """Fewest tokens of a forward from which on this model's logits are batch-invariant here.
 
-    Found by trial: tokens are run in chunks of every size up to 16, and every logit must be
+    Found by trial: tokens are run in chunks of every size up to `WIDEST`, and every logit must be
     bit-identical to that of chunks of 16. That depends on the kernels that this machine's libraries
-    choose for the model's shapes: some small ones have others for odd numbers of 9 and more.
+    choose for the model's shapes: some small ones have others for odd numbers of 9 and more. The
+    tokens are the last of a text, because attention to few tokens sums few numbers, which gives the
+    same in any order.
+
+    None in 16 bits: rounding hides most of what such kernels do, so that a trial would miss it.
     """
-    count = min(64, runner.positions)
-    tokens = [(7 * i * i + 3 * i + 1) % runner.vocabulary for i in range(count)]
-    expected = _in_chunks(runner, tokens, [16], Width.fixed(16))
+    if runner.model.dtype != torch.float32:
+        return None
+    [expected] = _in_chunks(runner, [FIXED_WIDTH], Width.fixed(FIXED_WIDTH), rows=WIDEST)
     for least in (1, 4, 8):
-        width = Width(least, aligned=True)
-        found = (_in_chunks(runner, tokens, sizes, width) for sizes in TRIED)
-        if all(torch.equal(logits, expected) for logits in found):
+        width = Width(least, WIDEST, aligned=True)
+        found = _in_chunks(runner, range(least, WIDEST + 1), width, TRIED_ROWS)
+        if all(torch.equal(logits, expected[: len(logits)]) for logits in found):
             return least
     return None
 
 
+def same_with(share: Share, runner: CausalRunner, width: Width) -> bool:
+    """Whether this model's logits are bit-identical with the share's threads and the present ones.
+
+    Found by trial. Libraries may divide a sum among threads.
+    """
+    if runner.device.type != "cpu" or share.threads == torch.get_num_threads():
+        return True
+    sizes = (1, 5, FIXED_WIDTH)
+    ours = [*_in_chunks(runner, sizes, width, TRIED_ROWS)]
+    with share.lent():
+        theirs = [*_in_chunks(runner, sizes, width, TRIED_ROWS)]
+    return all(map(torch.equal, ours, theirs))
+
+
 def _in_chunks(
-    runner: CausalRunner, tokens: list[int], sizes: list[int], width: Width
-) -> torch.Tensor:
-    sequence = -1
+    runner: CausalRunner, sizes: Iterable[int], width: Width, rows: int
+) -> Iterator[Tensor]:
+    """Logits of the same tokens of a text in chunks of each size: of `rows` of them, or a chunk."""
+    count = min(TRIED_TEXT, runner.positions)
+    tokens = [(7 * i * i + 3 * i + 1) % runner.vocabulary for i in range(count)]
+    sequence, start = -1, max(0, count - WIDEST)
     runner.open(sequence, len(tokens), width)
     try:
-        parts, left, size = [], tokens, cycle(sizes)
-        while left:
-            count = next(size)
-            parts.append(runner.run(sequence, left[:count]).logits)
-            left = left[count:]
-        return torch.cat(parts)
+        runner.prefill(sequence, tokens[:start])
+        for size in sizes:
+            runner.rewind(sequence, start)
+            tried = tokens[start:][: max(rows, size)]
+            chunks = (tried[i : i + size] for i in range(0, len(tried), size))
+            yield torch.cat([runner.run(sequence, chunk).logits for chunk in chunks])
     finally:
         runner.close(sequence)

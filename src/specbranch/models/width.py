@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FIXED_WIDTH = 16  # holds a chain of 15 tokens
+WIDEST = 24  # most tokens with which kernels are tried for batch invariance
 
 # What a user may ask for: see `LLM`.
 AskedWidth = int | None | Literal["auto"]
@@ -40,8 +41,8 @@ class Width:
         """What was asked for; `auto` is the cheapest that is bit-exact.
 
         Args:
-            invariant_from: fewest tokens from which on the kernels are batch-invariant; None if
-                they are not, or not known to be.
+            invariant_from: fewest tokens from which on, and up to `WIDEST`, the kernels are
+                batch-invariant; None if they are not, or not known to be.
         """
         if asked is None:
             return NATURAL
@@ -49,12 +50,12 @@ class Width:
             return cls.fixed(asked)
         if invariant_from is None:
             return cls.fixed(FIXED_WIDTH)
-        return cls(invariant_from, aligned=True)
+        return cls(invariant_from, WIDEST, aligned=True)
 
     def __str__(self) -> str:
         if not self.aligned:
             return "natural widths: exact up to rounding"
-        if self.most is not None:
+        if self.most == self.least:
             return f"{self.most} tokens a target forward: bit-exact"
         least = f" of {self.least} tokens or more" if self.least > 1 else ""
         return f"batch-invariant kernels{least}: bit-exact"

@@ -8,9 +8,10 @@ from typing import Literal
 from specbranch.hrad.online import GAMMA, LAYERS, OnlineHRAD
 from specbranch.hrad.predictor import HRAD
 from specbranch.hrad.records import Setting
+from specbranch.lanes.placement import Share
 from specbranch.models.loading import ModelSpec, load_model
 from specbranch.models.runner import CausalRunner, ModelFacts
-from specbranch.models.selfcheck import check_runner, invariant_from
+from specbranch.models.selfcheck import check_runner, invariant_from, same_with
 from specbranch.models.width import Width
 from specbranch.workers.draft import DraftWorker
 from specbranch.workers.target import TargetWorker
@@ -35,8 +36,13 @@ def pick_predictor(
     return bundled if fits else None
 
 
-def make_target(spec: ModelSpec, hrad: Predictor | None = None) -> TargetWorker:
+def make_target(
+    spec: ModelSpec, hrad: Predictor | None = None, alone: Share | None = None
+) -> TargetWorker:
     """Load a target, and its predictor.
+
+    Args:
+        alone: what it may get of the machine later, instead of what it has now.
 
     Raises:
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
@@ -48,7 +54,10 @@ def make_target(spec: ModelSpec, hrad: Predictor | None = None) -> TargetWorker:
         runner.compile(spec.name, verifies=True)
     if spec.width == "auto":
         runner.invariant_from = invariant_from(runner)
-    check_runner(runner, spec.name, Width.pick(spec.width, runner.invariant_from))
+    width = Width.pick(spec.width, runner.invariant_from)
+    check_runner(runner, spec.name, width)
+    if alone is not None and width.aligned:
+        runner.any_threads = same_with(alone, runner, width)
     predictor: HRAD | OnlineHRAD | None = None
     if hrad == "online":
         predictor = OnlineHRAD(_online_setting(runner.describe(spec.name)), runner.device)
