@@ -248,7 +248,7 @@ def decode(
     if method not in DRAFTLESS:
         lanes.draft = InlineLane(lambda: drafter, "draft")
     if whims is not None:
-        lanes.tunings[options] = WhimsicalTuning(options, whims)
+        lanes.tunings[options, True] = WhimsicalTuning(options, whims)
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
     most = len(prompt) + params.max_tokens
     opening = Opening(list(prompt), params, most, vocabulary, stop_ids)
@@ -261,7 +261,7 @@ def decode(
     if lanes.draft is None:
         return Decoded(text, rounds, metrics, ours.tokens_run - ours.forwards)
     drafted = lanes.draft.submit("close", text.id).result()
-    tuning = lanes.tunings.get(options)
+    tuning = lanes.tunings.get((options, True))
     if isinstance(tuning, WhimsicalTuning):
         drafted += tuning.looked_up
     return Decoded(text, rounds, metrics, drafted)

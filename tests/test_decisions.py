@@ -21,6 +21,7 @@ from specbranch.calibration import Calibration
 from specbranch.decoders import DecodingOptions
 from specbranch.errors import InputError
 from specbranch.hrad.signal import Keep, Signal
+from specbranch.models.runner import CausalRunner
 from specbranch.sampling import (
     ACCEPT,
     DRAFT,
@@ -32,6 +33,9 @@ from specbranch.sampling import (
     warp,
 )
 from specbranch.verify import residual, verify_matching, verify_rejection
+from specbranch.workers.draft import DraftWorker
+from specbranch.workers.messages import Opening, Resolution
+from tests.tiny import VOCABULARY, tiny_model
 
 
 def log(rows):
@@ -200,7 +204,27 @@ def test_calibration_learns_acceptance_and_forgets():
         calibration.observe(0.9, False)
     assert calibration.estimate(0.95) < 0.05
     assert calibration.estimate(0.15) == pytest.approx(0.15**0.5, abs=0.1)
-    assert confidence(torch.tensor([0.0, math.log(3.0)])) == pytest.approx(0.75)
+
+
+def test_confidence_counts_the_noise_where_the_target_chooses_by_it_too():
+    model = tiny_model("llama")
+    noise = gumbel_noise(3, 3, TARGET, VOCABULARY)
+    logits = model(torch.tensor([[5, 6, 7]])).logits[0, -1:].float()
+    for params, expected in (
+        (SamplingParams(), logits),
+        (SamplingParams(temperature=0.8, seed=3, acceptance="rejection"), logits),
+        (SamplingParams(temperature=0.8, seed=3), (logits / 0.8).log_softmax(-1) + noise),
+    ):
+        drafter = DraftWorker(CausalRunner(model))
+        drafter.open(0, Opening([5, 6, 7], params, 40, VOCABULARY, frozenset()))
+        chain = drafter.draft(0, Resolution(3), 1, KeepRule())
+        assert chain.confidences == pytest.approx(confidence(expected), rel=1e-4)
+
+
+def test_confidence_is_the_largest_share_of_each_row():
+    assert confidence(torch.tensor([[0.0, math.log(3.0)], [1.0, 1.0]])) == pytest.approx(
+        [0.75, 0.5]
+    )
 
 
 def test_noise_belongs_to_its_position_and_stream():

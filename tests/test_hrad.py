@@ -24,6 +24,7 @@ from specbranch.llm import LLM
 from specbranch.options import DecodingOptions
 from specbranch.sampling import SamplingParams
 from specbranch.workers.draft import DraftWorker
+from specbranch.workers.target import TargetWorker
 from tests.tiny import tiny_model
 
 GAMMA, LAYERS = 3, 2
@@ -367,3 +368,22 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
     assert complaint in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_hrad_is_not_asked_where_noise_says_more(monkeypatch):
+    asked = []
+    opened = TargetWorker.open
+
+    def open_(worker, sequence, opening):
+        asked.append(opening.signals)
+        opened(worker, sequence, opening)
+
+    monkeypatch.setattr(TargetWorker, "open", open_)
+    sampled = SamplingParams(max_tokens=4, temperature=1.0, seed=1)
+    paper = DecodingOptions(epsilon=0.3)
+    with LLM(lanes="inline") as llm:
+        llm.generate("def f", SamplingParams(max_tokens=4))
+        llm.generate("def f", replace(sampled, acceptance="rejection"))
+        llm.generate("def f", sampled, options=paper)
+        llm.generate("def f", sampled)
+    assert asked == [True, True, True, False]

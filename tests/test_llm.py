@@ -1,5 +1,7 @@
 """The public API on the bundled pair."""
 
+from dataclasses import replace
+
 import pytest
 
 from specbranch import LLM, SamplingParams
@@ -144,3 +146,15 @@ def test_bad_methods_and_widths():
         LLM(max_model_len=5000)
     with pytest.raises(InputError, match="unknown dtype 'int3': use auto, float32"):
         LLM(dtype="int3")
+
+
+def test_sampled_texts_do_not_turn_the_draft_off_for_greedy_ones():
+    with LLM(lanes="inline") as llm:
+        sampled = SamplingParams(max_tokens=8, temperature=1.0, seed=1)
+        llm.generate(PROMPTS[0], sampled)
+        [tuning] = llm._lanes.tunings.values()
+        tuning.paused, tuning._plain_left = True, 1000
+        [output] = llm.generate(PROMPTS[0], replace(sampled, max_tokens=30))
+        assert output.metrics.draft_stages == 0
+        [output] = llm.generate(PROMPTS[0], SamplingParams(max_tokens=30))
+        assert output.metrics.draft_stages > 0

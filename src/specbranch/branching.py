@@ -13,9 +13,16 @@ from specbranch.costmodel import reaches
 from specbranch.hrad.signal import Keep, Signal
 
 
-def confidence(logits: Tensor) -> float:
-    """The draft's largest raw softmax probability; `logits` is float32 ``[vocabulary]``."""
-    return logits.softmax(-1).max().item()
+def confidence(scores: Tensor) -> list[float]:
+    """The draft's confidence at n places: the largest softmax probability of each row.
+
+    Args:
+        scores: float32 ``[n, vocabulary]``: the draft's raw logits (DESIGN §2); or for `coupled`
+            sampling log q plus the noise that the target will choose by, too. The raw ones say
+            little there about whether both will choose the same token.
+    """
+    values: list[float] = scores.softmax(-1).amax(-1).tolist()
+    return values
 
 
 def entropy(log_q: Tensor) -> float:

@@ -172,12 +172,19 @@ class Engine:
         draftless = decoder in [DECODERS[method] for method in DRAFTLESS]
         drafting = not draftless and self.lanes.draft is not None
         overlap = drafting and overlap
-        lanes = Lanes(self.lanes.target, placement=self.placement, tunings=self.lanes.tunings)
+        lanes = Lanes(
+            self.lanes.target,
+            placement=self.placement,
+            tunings=self.lanes.tunings,
+            greedy=request.params.greedy,
+        )
         if drafting and self.lanes.draft is not None:
             lanes.draft = self.lanes.draft
             lanes.draft.occupy(self.placement.share("draft", overlap))
         # The prompt is most work for the target, and next to none for the draft.
         lanes.share_target(overlap=False)
+        # What it learned of greedy texts says less than the noise that both models choose by.
+        judged = not request.params.coupled or options.epsilon != "auto"
         opening = Opening(
             sequence.prompt,
             request.params,
@@ -186,7 +193,7 @@ class Engine:
             sequence.stop_ids,
             options.branch_tokens,
             self.width,
-            signals=decoder is specbranch and drafting and options.hrad,
+            signals=judged and decoder is specbranch and drafting and options.hrad,
         )
         try:
             try:

@@ -84,6 +84,11 @@ class SamplingParams:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def coupled(self) -> bool:
+        """Whether draft and target choose by the same noise."""
+        return not self.greedy and self.acceptance == "coupled"
+
     def processors(self) -> LogitsProcessorList:
         """`transformers`' own processors for these parameters, in the order it applies them."""
         made = LogitsProcessorList(self.extra_processors)
@@ -193,4 +198,4 @@ def make_chooser(params: SamplingParams) -> Chooser:
     if params.greedy:
         return Greedy()
     assert params.seed is not None
-    return Seeded(params.seed, params.acceptance == "coupled")
+    return Seeded(params.seed, params.coupled)

@@ -21,14 +21,17 @@ class Lanes:
 
     Attributes:
         placement: their shares of the cores; None leaves them as they are.
-        tunings: what was learned so far, by the options it was learned with.
+        tunings: what was learned so far, by the options it was learned with, and of which texts:
+            of greedy ones, or of sampled ones, whose drafts are accepted less often.
+        greedy: whether the next text is.
         closed: whether the lanes were released.
     """
 
     target: Lane
     draft: Lane | None = None
     placement: Placement | None = None
-    tunings: dict[DecodingOptions, Tuning] = field(default_factory=dict)
+    tunings: dict[tuple[DecodingOptions, bool], Tuning] = field(default_factory=dict)
+    greedy: bool = True
     closed: bool = False
     _target_overlaps: bool | None = None
 
@@ -36,8 +39,8 @@ class Lanes:
         return [lane for lane in (self.target, self.draft) if lane is not None]
 
     def tuning(self, options: DecodingOptions) -> Tuning:
-        """What was learned with these options so far."""
-        return self.tunings.setdefault(options, Tuning(options))
+        """What was learned of such texts with these options so far."""
+        return self.tunings.setdefault((options, self.greedy), Tuning(options))
 
     @property
     def compete(self) -> bool:

@@ -101,11 +101,11 @@ class DraftWorker(Worker):
             return self._chain(text, match.tokens, match.strengths, [], retrieved=True)
         for _ in range(gamma):
             logits = self._next_logits(sequence, text)
-            confidences = [*chain.confidences, confidence(logits)]
+            [(token, value, row)] = self._choose(text, logits[None], [text.tokens])
+            confidences = [*chain.confidences, value]
             acceptance = self._acceptance(rule.signal, confidences)
             if rule.kept(acceptance) < len(confidences):
                 break
-            [(token, row)] = self._choose(text, logits[None], [text.tokens])
             if chain.log_q and rule.ends_before(row):
                 break
             chain.confidences = confidences
@@ -189,11 +189,10 @@ class DraftWorker(Worker):
         rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
         self.meter(len(ids))
         after = self._fit(text, rows)
-        values = after.softmax(-1).amax(-1).tolist()
         contexts = [text.tokens[: path.fork] + path.tokens for path in paths]
         chosen = self._choose(text, after, contexts)
         still = []
-        for i, (path, value, (token, row)) in enumerate(zip(paths, values, chosen, strict=True)):
+        for i, (path, (token, value, row)) in enumerate(zip(paths, chosen, strict=True)):
             path.logits.append(after[i])
             place = path.accepted + len(path.tokens)
             [acceptance] = self._acceptance(plan.signal, [value], place)
@@ -249,10 +248,10 @@ class DraftWorker(Worker):
         if chain.retrieved:
             self._read_chain(sequence, text)
         logits = self._next_logits(sequence, text)
-        at_end = warp(logits[None], [text.tokens], text.processors)[0]
+        [(_, value, at_end)] = self._choose(text, logits[None], [text.tokens])
         if at_point:
             scores = text.chooser.scores(at_end, len(text.tokens), DRAFT)
-            k = branch_count(confidence(logits), plan.k_max)
+            k = branch_count(value, plan.k_max)
             return [Outcome(len(drafted), token, p) for token, p in candidates(scores, k)]
         rows = [
             text.chooser.scores(row, start + i, DRAFT)
@@ -261,7 +260,7 @@ class DraftWorker(Worker):
         acceptance = self._of_chain(plan.signal, chain)
         if not text.sends_log_q:
             # The draft would go on with the best there, which is accepted more often than q says.
-            acceptance += self._acceptance(plan.signal, [confidence(logits)], len(drafted))
+            acceptance += self._acceptance(plan.signal, [value], len(drafted))
         even = plan.branching == "even"
         planned = outcomes(drafted, acceptance, torch.stack(rows), plan.k_max, even)
         most = min(plan.room, len(drafted)) if ends else plan.room
@@ -314,8 +313,8 @@ class DraftWorker(Worker):
 
     def _choose(
         self, text: Text, logits: Tensor, contexts: list[list[int]]
-    ) -> list[tuple[int, Tensor]]:
-        """The token to draft after each context, and log q ``[vocabulary]`` there.
+    ) -> list[tuple[int, float, Tensor]]:
+        """The token to draft after each context, the confidence, and log q ``[vocabulary]`` there.
 
         Args:
             logits: ``[n, vocabulary]``, raw.
@@ -324,12 +323,13 @@ class DraftWorker(Worker):
         log_q = (
             warp(logits, contexts, text.processors) if text.processors else logits.log_softmax(-1)
         )
-        if text.params.greedy:
-            return list(zip(log_q.argmax(-1).tolist(), log_q, strict=True))
-        return [
-            (text.chooser.token(row, len(context), DRAFT), row)
-            for row, context in zip(log_q, contexts, strict=True)
-        ]
+        scores = log_q
+        if not text.params.greedy:
+            pairs = zip(log_q, contexts, strict=True)
+            scores = torch.stack([text.chooser.scores(q, len(c), DRAFT) for q, c in pairs])
+        # Coupled, the noise is the target's as well: with it, sampling is greedy decoding.
+        values = confidence(scores if text.params.coupled else logits)
+        return list(zip(scores.argmax(-1).tolist(), values, log_q, strict=True))
 
     def _read(self, tokens: list[int]) -> list[int]:
         """Where pairs pad one vocabulary differently, the target may say an id the draft lacks."""

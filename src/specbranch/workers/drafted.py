@@ -81,4 +81,4 @@ class Text:
 
     @property
     def sends_log_q(self) -> bool:
-        return not self.params.greedy and self.params.acceptance == "rejection"
+        return not (self.params.greedy or self.params.coupled)
