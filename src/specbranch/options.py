@@ -27,7 +27,8 @@ class DecodingOptions:
             place alike, `even` (a fixed fan-out, as in SSD, arXiv 2603.03251).
         speculate: `always`, or `auto`: not while decoding by what the text repeats, or plainly, on
             the cores of both models is faster.
-        hrad: whether the predictor is asked, where there is one.
+        hrad: whether the predictor is asked, where there is one; with `coupled` sampling, whose
+            noise tells more, only beside a fixed ε.
         retrieval: whether a text that repeats itself is drafted from itself.
 
     Raises:

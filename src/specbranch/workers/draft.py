@@ -101,13 +101,15 @@ class DraftWorker(Worker):
             return self._chain(text, match.tokens, match.strengths, [], retrieved=True)
         for _ in range(gamma):
             logits = self._next_logits(sequence, text)
-            [(token, value, row)] = self._choose(text, logits[None], [text.tokens])
-            confidences = [*chain.confidences, value]
+            log_q = self._warp(text, logits[None], [text.tokens])
+            places, row = [len(text.tokens)], log_q[0]
+            confidences = chain.confidences + self._confidence(text, logits[None], log_q, places)
             acceptance = self._acceptance(rule.signal, confidences)
             if rule.kept(acceptance) < len(confidences):
                 break
             if chain.log_q and rule.ends_before(row):
                 break
+            [token] = self._choose(text, log_q, places)
             chain.confidences = confidences
             chain.log_q.append(row)
             text.tokens.append(token)
@@ -190,9 +192,12 @@ class DraftWorker(Worker):
         self.meter(len(ids))
         after = self._fit(text, rows)
         contexts = [text.tokens[: path.fork] + path.tokens for path in paths]
-        chosen = self._choose(text, after, contexts)
+        places = [len(context) for context in contexts]
+        log_q = self._warp(text, after, contexts)
+        values = self._confidence(text, after, log_q, places)
+        chosen = self._choose(text, log_q, places)
         still = []
-        for i, (path, (token, value, row)) in enumerate(zip(paths, chosen, strict=True)):
+        for i, (path, value, token) in enumerate(zip(paths, values, chosen, strict=True)):
             path.logits.append(after[i])
             place = path.accepted + len(path.tokens)
             [acceptance] = self._acceptance(plan.signal, [value], place)
@@ -200,7 +205,7 @@ class DraftWorker(Worker):
                 continue
             path.tokens.append(token)
             path.confidences.append(value)
-            path.log_q.append(row)
+            path.log_q.append(log_q[i])
             path.reach *= acceptance
             if token not in text.stop_ids:
                 still.append(path)
@@ -248,14 +253,15 @@ class DraftWorker(Worker):
         if chain.retrieved:
             self._read_chain(sequence, text)
         logits = self._next_logits(sequence, text)
-        [(_, value, at_end)] = self._choose(text, logits[None], [text.tokens])
+        log_q = self._warp(text, logits[None], [text.tokens])
+        [value] = self._confidence(text, logits[None], log_q, [len(text.tokens)])
         if at_point:
-            scores = text.chooser.scores(at_end, len(text.tokens), DRAFT)
+            scores = text.chooser.scores(log_q[0], len(text.tokens), DRAFT)
             k = branch_count(value, plan.k_max)
             return [Outcome(len(drafted), token, p) for token, p in candidates(scores, k)]
         rows = [
             text.chooser.scores(row, start + i, DRAFT)
-            for i, row in enumerate([*chain.log_q, at_end])
+            for i, row in enumerate([*chain.log_q, log_q[0]])
         ]
         acceptance = self._of_chain(plan.signal, chain)
         if not text.sends_log_q:
@@ -311,25 +317,30 @@ class DraftWorker(Worker):
             self.meter(len(lacking))
         return text.logits[count]
 
-    def _choose(
-        self, text: Text, logits: Tensor, contexts: list[list[int]]
-    ) -> list[tuple[int, float, Tensor]]:
-        """The token to draft after each context, the confidence, and log q ``[vocabulary]`` there.
+    @staticmethod
+    def _warp(text: Text, logits: Tensor, contexts: list[list[int]]) -> Tensor:
+        """Log q after each context, ``[n, vocabulary]`` as the raw logits."""
+        if text.processors:
+            return warp(logits, contexts, text.processors)
+        return logits.log_softmax(-1)  # all rows at once: how a draft rounds matters to nobody
 
-        Args:
-            logits: ``[n, vocabulary]``, raw.
-        """
-        # All rows at once: how a draft rounds matters to nobody.
-        log_q = (
-            warp(logits, contexts, text.processors) if text.processors else logits.log_softmax(-1)
-        )
-        scores = log_q
-        if not text.params.greedy:
-            pairs = zip(log_q, contexts, strict=True)
-            scores = torch.stack([text.chooser.scores(q, len(c), DRAFT) for q, c in pairs])
-        # Coupled, the noise is the target's as well: with it, sampling is greedy decoding.
-        values = confidence(scores if text.params.coupled else logits)
-        return list(zip(scores.argmax(-1).tolist(), values, log_q, strict=True))
+    @staticmethod
+    def _confidence(text: Text, logits: Tensor, log_q: Tensor, places: list[int]) -> list[float]:
+        """At each of n places of the text."""
+        if not text.params.coupled:
+            return confidence(logits)
+        # The noise is the target's as well: with it, sampling is greedy decoding.
+        pairs = zip(log_q, places, strict=True)
+        return confidence(torch.stack([text.chooser.scores(q, at, DRAFT) for q, at in pairs]))
+
+    @staticmethod
+    def _choose(text: Text, log_q: Tensor, places: list[int]) -> list[int]:
+        """The token to draft at each of n places of the text."""
+        if text.params.greedy:
+            greedy: list[int] = log_q.argmax(-1).tolist()
+            return greedy
+        pairs = zip(log_q, places, strict=True)
+        return [text.chooser.token(q, at, DRAFT) for q, at in pairs]
 
     def _read(self, tokens: list[int]) -> list[int]:
         """Where pairs pad one vocabulary differently, the target may say an id the draft lacks."""
