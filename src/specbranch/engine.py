@@ -17,7 +17,7 @@ from specbranch.errors import InputError, LaneError
 from specbranch.lanes.base import Lane
 from specbranch.lanes.placement import Placement
 from specbranch.metrics import Round
-from specbranch.models.runner import ModelFacts
+from specbranch.models.facts import ModelFacts
 from specbranch.models.width import AskedWidth, Width
 from specbranch.outputs import Request
 from specbranch.sampling import SamplingParams

@@ -33,8 +33,9 @@ from specbranch.lanes.process import TIMEOUT
 from specbranch.lanes.start import pick_lanes, start_lanes
 from specbranch.lanes.virtual import Profile, placement_of
 from specbranch.metrics import Round
+from specbranch.models.facts import ModelFacts
 from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokenizer, named_device
-from specbranch.models.runner import CausalRunner, ModelFacts
+from specbranch.models.runner import CausalRunner
 from specbranch.models.selfcheck import check_runner, invariant_from
 from specbranch.models.width import NATURAL, AskedWidth, Width
 from specbranch.options import Branching

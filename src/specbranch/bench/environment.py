@@ -12,7 +12,7 @@ import transformers
 from specbranch import __version__
 from specbranch.bench.contenders import Entrant, Pair
 from specbranch.hardware import cpu_name, has_native_bfloat16
-from specbranch.models.runner import ModelFacts
+from specbranch.models.facts import ModelFacts
 
 
 def machine() -> dict[str, Any]:

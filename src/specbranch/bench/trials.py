@@ -12,7 +12,7 @@ from specbranch.branching import KeepRule
 from specbranch.decoders import DecodingOptions, Lanes
 from specbranch.llm import LLM
 from specbranch.metrics import Round
-from specbranch.models.runner import CacheSize
+from specbranch.models.facts import CacheSize
 from specbranch.options import MOST_GAMMA
 from specbranch.sampling import SamplingParams
 from specbranch.sequence import Sequence

@@ -14,7 +14,7 @@ from specbranch import __version__
 from specbranch.cli.pair import load_llm
 from specbranch.hardware import has_native_bfloat16
 from specbranch.llm import LLM
-from specbranch.models.runner import ModelFacts
+from specbranch.models.facts import ModelFacts
 
 
 def _describe(table: Table, role: str, model: ModelFacts) -> None:

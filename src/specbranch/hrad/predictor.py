@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from specbranch.errors import InputError
 from specbranch.hrad.records import Setting
 from specbranch.hrad.signal import Keep, Signal
-from specbranch.models.runner import ModelFacts
+from specbranch.models.facts import ModelFacts
 
 FORMAT = 1
 KEY = "h-rad"  # of the metadata

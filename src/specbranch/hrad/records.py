@@ -17,7 +17,7 @@ from torch import Tensor
 from specbranch import __version__
 from specbranch.errors import InputError
 from specbranch.hrad.signal import Keep
-from specbranch.models.runner import ModelFacts
+from specbranch.models.facts import ModelFacts
 from specbranch.sampling import SamplingParams
 
 FORMAT = 1

@@ -17,7 +17,8 @@ from specbranch.calibration import Calibration
 from specbranch.costmodel import best_width
 from specbranch.hrad.signal import Signal
 from specbranch.lanes.base import Worker
-from specbranch.models.runner import CacheSize, CausalRunner, ModelFacts
+from specbranch.models.facts import CacheSize, ModelFacts
+from specbranch.models.runner import CausalRunner
 from specbranch.retrieval import Match, Retrieval
 from specbranch.sampling import DRAFT, make_chooser, warp
 from specbranch.workers.drafted import Drafted, Path, Text

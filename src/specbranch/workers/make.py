@@ -9,8 +9,9 @@ from specbranch.hrad.online import GAMMA, LAYERS, OnlineHRAD
 from specbranch.hrad.predictor import HRAD
 from specbranch.hrad.records import Setting
 from specbranch.lanes.placement import Share
+from specbranch.models.facts import ModelFacts
 from specbranch.models.loading import ModelSpec, load_model
-from specbranch.models.runner import CausalRunner, ModelFacts
+from specbranch.models.runner import CausalRunner
 from specbranch.models.selfcheck import check_runner, invariant_from, same_with
 from specbranch.models.width import Width
 from specbranch.workers.draft import DraftWorker

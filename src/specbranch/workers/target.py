@@ -12,7 +12,8 @@ from transformers import LogitsProcessorList
 from specbranch.hrad.online import OnlineHRAD
 from specbranch.hrad.predictor import HRAD
 from specbranch.lanes.base import Worker
-from specbranch.models.runner import Aside, CacheSize, CausalRunner, ModelFacts
+from specbranch.models.facts import CacheSize, ModelFacts
+from specbranch.models.runner import Aside, CausalRunner
 from specbranch.sampling import Chooser, SamplingParams, make_chooser, warp
 from specbranch.verify import verify_matching, verify_rejection
 from specbranch.workers.messages import Opening, Verification
