@@ -284,7 +284,7 @@ def test_devices_that_are_not_here(
 
 
 @pytest.mark.parametrize(
-    ("name", "stored", "native", "device", "picked"),
+    ("name", "stored", "gains", "device", "picked"),
     [
         ("auto", None, False, CPU, torch.float32),
         ("auto", torch.float32, True, CPU, torch.float32),
@@ -301,20 +301,20 @@ def test_devices_that_are_not_here(
 def test_pick_dtype(
     name: str,
     stored: torch.dtype | None,
-    native: bool,
+    gains: bool,
     device: torch.device,
     picked: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loading, "has_native_bfloat16", lambda device: native)
+    monkeypatch.setattr(loading, "gains_by_bfloat16", lambda device: gains)
     assert pick_dtype(name, AutoConfig.for_model("llama", dtype=stored), device) == picked
 
 
 def test_dtype_of_the_checkpoint(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is stored, and converted where the machine would only emulate it."""
+    """As it is stored, and converted where the machine gains nothing by bfloat16."""
     save_pair_half(model_folder, tiny_model("llama", dtype=torch.bfloat16), tiny_tokenizer())
-    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(loading, "has_native_bfloat16", lambda device, n=native: n)
+    for gains, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(loading, "gains_by_bfloat16", lambda device, n=gains: n)
         assert load_model(ModelSpec(str(model_folder), device="cpu")).dtype == expected
 
 

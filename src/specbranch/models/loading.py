@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
-from specbranch.hardware import has_native_bfloat16
+from specbranch.hardware import gains_by_bfloat16
 from specbranch.models.width import AskedWidth
 from specbranch.zoo import BUNDLED
 
@@ -93,7 +93,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's own, or float32 where the device would only emulate bfloat16.
+    """`auto` is the checkpoint's own, or float32 where the device gains nothing by bfloat16.
 
     Every bfloat16 number is a float32 number, so the same weights are computed with, more exactly.
 
@@ -105,7 +105,7 @@ def pick_dtype(dtype: str, config: PreTrainedConfig, device: torch.device) -> to
             raise InputError(f"unknown dtype '{dtype}': use auto, {', '.join(DTYPES)}")
         return DTYPES[dtype]
     stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
-    if stored == torch.bfloat16 and not has_native_bfloat16(device):
+    if stored == torch.bfloat16 and not gains_by_bfloat16(device):
         return torch.float32
     if stored == torch.float16 and device.type == "cpu":
         return torch.float32
