@@ -4,8 +4,8 @@
 
 As `transformers` runs them; with every target forward padded to 16 tokens, which makes logits
 bit-exact where kernels are not batch-invariant; with weights packed for FBGEMM, or for oneDNN where
-float16 does not hold them; and compiled. After 130 tokens of text. The kinds take turns, and the
-machine should have nothing else to do.
+float16 does not hold them; compiled; and compiled with int8 layers, where the CPU has VNNI. After
+130 tokens of text. The kinds take turns, and the machine should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+from specbranch.models.int8 import obstacle
 from specbranch.models.loading import ModelSpec, load_model
 from specbranch.models.runner import CausalRunner
 from specbranch.models.width import NATURAL, Width
@@ -28,14 +29,15 @@ TOKENS = (1, 4, 8, 12)
 BRANCHES = (1, 4, 12)
 LAYERS = 4  # whose hidden states the target gives H-RAD
 PADDED = "padded to 16"
-KINDS = ("transformers", PADDED, "packed", "compiled")
+INT8 = "compiled, int8"
+KINDS = ("transformers", PADDED, "packed", "compiled", INT8)
 
 
 def made(kind: str, name: str, verifies: bool) -> CausalRunner:
     """A runner of the model, with a text in its cache."""
     runner = CausalRunner(load_model(ModelSpec(name)))
-    if kind == "compiled":
-        runner.compile(name, verifies)
+    if kind.startswith("compiled"):
+        runner.compile(name, verifies, int8=kind == INT8)
     elif kind == "packed":
         runner.pack()
     aligned = Width(1, None, aligned=True)
@@ -73,7 +75,10 @@ def table(
     repeats: int,
 ) -> None:
     """Print medians, in milliseconds."""
-    kinds = [kind for kind in KINDS if kind != PADDED or call is verify]
+    left_out = {PADDED} if call is step else set()
+    if obstacle(torch.device("cpu")):
+        left_out.add(INT8)
+    kinds = [kind for kind in KINDS if kind not in left_out]
     runners = {kind: made(kind, name, verifies=call is verify) for kind in kinds}
     taken = defaultdict(list)
     for _ in tqdm(range(repeats), desc=name, leave=False):

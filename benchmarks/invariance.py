@@ -29,6 +29,7 @@ KINDS = (
     "width=auto, packed",
     "width=auto, compiled",
     "width=16, compiled",
+    "width=auto, compiled, int8",
 )
 
 
@@ -37,8 +38,8 @@ def made(kind: str, name: str) -> tuple[CausalRunner, Width]:
     runner = CausalRunner(load_model(ModelSpec(name)))
     if kind.startswith("transformers"):
         return runner, NATURAL
-    if kind.endswith("compiled"):
-        runner.compile(name, verifies=True)
+    if "compiled" in kind:
+        runner.compile(name, verifies=True, int8=kind.endswith("int8"))
     else:
         runner.pack()
     if kind.startswith("width=16"):
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("suites", type=Path, nargs="+", help="JSONL files of prompts")
     parser.add_argument("--model", default="target")
     parser.add_argument("--tokens", type=int, default=1250)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:-1])
     options = parser.parse_args()
     tokenizer = load_tokenizer(options.model)
     texts: list[list[int]] = []

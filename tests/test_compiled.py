@@ -8,13 +8,15 @@ import torch
 
 from specbranch.models import compiled
 from specbranch.models.compiled import CompiledForward, cache_folder, library_name, obstacle
-from specbranch.models.half import CompiledLayers
+from specbranch.models.int8 import obstacle as int8_obstacle
+from specbranch.models.operators import CompiledLayers
 from specbranch.models.runner import Aside, CausalRunner
 from specbranch.models.selfcheck import check_runner, invariant_from
 from specbranch.models.width import Width
 from tests.tiny import tiny_model
 
 TOKENS = [(5 * i * i + i) % 60 for i in range(48)]
+INT8 = ["llama in int8"] * (int8_obstacle(torch.device("cpu")) is None)
 HAS_COMPILER = obstacle(tiny_model("llama")) is None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler here")
 
@@ -23,18 +25,19 @@ def made(kind):
     """A tiny model; of checkpoints in 16 bits, weights are kept in them."""
     family, _, bits = kind.partition(" in ")
     model = tiny_model(family)
-    return model.to(torch.bfloat16).to(torch.float32) if bits else model
+    return model.to(torch.bfloat16).to(torch.float32) if bits == "16 bits" else model
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "llama in 16 bits"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "llama in 16 bits", *INT8])
 def runners(request, tmp_path_factory):
     """One model twice: compiled, and packed only; and the folder of the library."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECBRANCH_CACHE", str(folder))
         ours, theirs = (CausalRunner(made(request.param)) for _ in range(2))
-        ours.compile("tiny", verifies=True)
-        theirs.pack()
+        int8 = request.param in INT8
+        ours.compile("tiny", verifies=True, int8=int8)
+        theirs.pack(int8)
         assert cache_folder() == folder
     return ours, theirs, folder, request.param
 
@@ -103,12 +106,13 @@ def test_library_is_kept_and_belongs_to_the_weights(runners, monkeypatch, caplog
 
     monkeypatch.setattr(compiled, "_build", refuse)
     again = CausalRunner(made(kind))
-    again.compile("again", verifies=True)
+    again.compile("again", verifies=True, int8=kind in INT8)
     assert again.describe("again").compiled
     other = made(kind)
     with torch.no_grad():
         other.get_input_embeddings().weight[0, 0] += 1
     assert library_name(other) != library_name(made(kind))
+    assert library_name(other) != library_name(other, int8=True)
     other = CausalRunner(other)
     with caplog.at_level(logging.WARNING, "specbranch"):
         other.compile("other", verifies=True)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from specbranch.models.compiled import compiler
-from specbranch.models.half import SOURCE, CompiledLayers, HalfLinear, scaled
+from specbranch.models.half import HalfLinear, scaled
+from specbranch.models.operators import SOURCE, CompiledLayers
 from specbranch.models.packing import PackedLinear, pack
 from tests.tiny import tiny_model
 
@@ -104,14 +105,14 @@ def test_compiled_code_finds_the_layers_of_the_model_that_runs(tmp_path):
 
 @needs_fbgemm
 def test_what_the_compiler_says_is_told(tmp_path, monkeypatch):
-    broken = tmp_path / "half.cpp"
+    broken = tmp_path / "broken.cpp"
     broken.write_text("int main( {")
-    monkeypatch.setattr("specbranch.models.half.SOURCE", broken)
+    monkeypatch.setattr("specbranch.models.operators.SOURCE", broken)
     monkeypatch.setattr("torch.ops.specbranch", object())
     if compiler() is None:
         pytest.skip("no C++ compiler here")
     plain = linear(8, 8)
     model = nn.Sequential(HalfLinear(plain, scaled(plain.weight), 0))
-    with pytest.raises(RuntimeError, match=r"cannot build half\.cpp: .*error"):
+    with pytest.raises(RuntimeError, match=r"cannot build broken\.cpp: .*error"):
         CompiledLayers(model, tmp_path, compiler())
     assert SOURCE.exists()

@@ -67,6 +67,9 @@ class LLM:
             none.
         retrieval: draft a text that repeats itself from itself, too.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
+        quantization: `int8`: the target's linear layers have weights and activations of 8 bits, on
+            a CPU with VNNI instructions. The text is then that of the quantized target.
+        draft_quantization: likewise of the draft, which changes no text.
         device: where both models run; `target_device` and `draft_device` override it.
         sharded: spread the target over all GPUs (`device_map="auto"`).
         lanes: where the models run: `process` (the draft in one of its own, each on its own cores
@@ -115,6 +118,8 @@ class LLM:
         hrad: str | Path | None = "auto",
         retrieval: bool = DecodingOptions.retrieval,
         dtype: str = "auto",
+        quantization: str | None = None,
+        draft_quantization: str | None = None,
         device: str = "auto",
         target_device: str | None = None,
         draft_device: str | None = None,
@@ -134,11 +139,20 @@ class LLM:
             raise InputError(f"lane_timeout must be more than 0 seconds, not {lane_timeout:g}")
         tokenizer = load_tokenizer(target)
         eager = enforce_eager or os.environ.get("SPECBRANCH_ENFORCE_EAGER", "0") != "0"
-        specs = {"target": ModelSpec(target, dtype, target_device or device, sharded, width, eager)}
+        placed = target_device or device
+        specs = {
+            "target": ModelSpec(target, dtype, placed, sharded, width, eager, quantization),
+        }
         predictor = pick_predictor(hrad, target, draft, gamma)
         if draft is not None:
             check_vocabularies(tokenizer, load_tokenizer(draft), (target, draft))
-            specs["draft"] = ModelSpec(draft, dtype, draft_device or device, eager=eager)
+            specs["draft"] = ModelSpec(
+                draft,
+                dtype,
+                draft_device or device,
+                eager=eager,
+                quantization=draft_quantization,
+            )
         devices = {lane: named_device(spec.device) for lane, spec in specs.items()}
         devices.setdefault("draft", devices["target"])
         overlap = draft is not None and self.method in OVERLAPPING

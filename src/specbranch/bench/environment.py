@@ -52,7 +52,5 @@ def pair_facts(pair: Pair, entrants: list[Entrant]) -> dict[str, Any]:
 
 
 def _model(facts: ModelFacts) -> str:
-    return (
-        f"{facts.name}: {facts.architecture}, {facts.parameters / 1e6:.1f}M parameters, "
-        f"{facts.dtype} on {facts.device}, {'compiled' if facts.compiled else 'eager'}"
-    )
+    parameters = f"{facts.parameters / 1e6:.1f}M parameters"
+    return f"{facts.name}: {facts.architecture}, {parameters}, {facts.how}"

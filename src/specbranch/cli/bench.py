@@ -64,6 +64,7 @@ def _settings(options: argparse.Namespace, grid: Grid) -> dict[str, Any]:
     names = ["target", "dtype", "width", "top_k", "top_p", "min_p", "repetition_penalty"]
     names += ["seed", "prompt_tokens", "methods", "gamma", "epsilon", "k_max", "branching", "hrad"]
     names += ["retrieval", "speculate", "enforce_eager", "lanes", "overlap", "reproduce"]
+    names += ["quantization", "draft_quantization"]
     return asdict(grid) | {name: getattr(options, name) for name in names}
 
 
@@ -74,8 +75,9 @@ def _entrants(pair: Pair, options: argparse.Namespace) -> list[Entrant]:
         ours += pair.for_overlap(pair.parallel.options)
     asked = options.methods
     entrants: list[Entrant] = [*ours]
-    # On a virtual clock their time is not the others' time.
-    if pair.parallel.lanes != "virtual" and (not asked or any("transformers" in a for a in asked)):
+    # On a virtual clock their time is not the others' time, and they have no such target.
+    comparable = pair.parallel.lanes != "virtual" and not options.quantization
+    if comparable and (not asked or any("transformers" in a for a in asked)):
         specs = [
             ModelSpec(name, options.dtype, device or options.device, options.sharded and not place)
             for place, (name, device) in enumerate(

@@ -22,8 +22,7 @@ def _describe(table: Table, role: str, model: ModelFacts) -> None:
     table.add_row(
         "",
         f"{model.architecture}, {model.parameters / 1e6:.2f}M parameters, {model.layers} layers, "
-        f"{model.hidden_size} wide, {model.dtype} on {model.device}, "
-        f"{'compiled' if model.compiled else 'eager'}",
+        f"{model.hidden_size} wide, {model.how}",
     )
 
 

@@ -31,6 +31,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     add("--target", default="target", help="bundled name, folder or hub name (default: bundled)")
     add("--draft", default="draft", help="likewise; 'draft-weak' is bundled too, 'none' for none")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    add("--quantization", help="int8: the target's linear layers in 8 bits, on a CPU with VNNI")
+    add("--draft-quantization", help="likewise the draft's, which changes no text")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     add("--target-device", help="device of the target alone")
     add("--draft-device", help="device of the draft alone")

@@ -43,6 +43,8 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
         options.target,
         None if options.draft == "none" else options.draft,
         dtype=options.dtype,
+        quantization=options.quantization,
+        draft_quantization=options.draft_quantization,
         device=options.device,
         target_device=options.target_device,
         draft_device=options.draft_device,

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from specbranch.models.half import CompiledLayers
 from specbranch.models.loading import one_line
+from specbranch.models.operators import CompiledLayers
 from specbranch.models.packing import ATTENTION, LEAST_ROWS
 from specbranch.models.slab import Slab
 
@@ -64,7 +64,7 @@ def compiler() -> str | None:
     return next((name for name in names if name and shutil.which(name)), None)
 
 
-def library_name(model: PreTrainedModel) -> str:
+def library_name(model: PreTrainedModel, int8: bool = False) -> str:
     """Of the very weights, versions and kind of CPU; to be asked before the weights are packed."""
     digest = hashlib.sha256()
     about = (
@@ -74,6 +74,7 @@ def library_name(model: PreTrainedModel) -> str:
         platform.machine(),
         torch.backends.cpu.get_cpu_capability(),
         model.dtype,
+        int8,
         model.config.to_json_string(),
     )
     digest.update(repr(about).encode())

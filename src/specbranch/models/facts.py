@@ -21,6 +21,7 @@ class ModelFacts:
         any_threads: whether they are, too, with all the threads that the model's lane may get.
         fingerprint: of the weights, by a sample of them; the same in every dtype.
         compiled: whether its short forwards are.
+        quantization: of its linear layers, or None.
     """
 
     name: str
@@ -37,6 +38,13 @@ class ModelFacts:
     any_threads: bool = True
     fingerprint: str = ""
     compiled: bool = False
+    quantization: str | None = None
+
+    @property
+    def how(self) -> str:
+        """In what numbers, where and in what way it runs, for people."""
+        numbers = f"{self.quantization} layers, {self.dtype}" if self.quantization else self.dtype
+        return f"{numbers} on {self.device}, {'compiled' if self.compiled else 'eager'}"
 
 
 @dataclass(frozen=True)

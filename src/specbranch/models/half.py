@@ -9,19 +9,13 @@ bfloat16 checkpoint are float16 without a rounding.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import platform
-import subprocess
-import weakref
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
 TRIED_ROWS = 128  # longer forwards have a prompt's tokens, which are never run another way
-SOURCE = Path(__file__).with_name("half.cpp")
 
 
 class HalfLinear(nn.Module):
@@ -56,38 +50,6 @@ class HalfLinear(nn.Module):
             y = torch.ops.quantized.linear_dynamic_fp16(x, *self.packed)
         y = y * self._inverse
         return y if self.bias is None else y + self.bias
-
-
-class CompiledLayers:
-    """A model's `HalfLinear` layers, for compiled code.
-
-    Args:
-        model: after `pack`.
-        folder: where the operator that finds them is kept, as a library; it is built there first.
-        compiler: a C++ compiler's command.
-
-    Raises:
-        RuntimeError: it cannot be built.
-    """
-
-    def __init__(self, model: nn.Module, folder: Path, compiler: str) -> None:
-        found = (module for module in model.modules() if isinstance(module, HalfLinear))
-        layers = sorted(found, key=lambda module: module.layer)
-        self._model: int | None = None
-        if layers:
-            _load_operator(folder, compiler)
-            self._model = torch.ops.specbranch.add_model([layer.packed[0] for layer in layers])
-            end = weakref.finalize(self, torch.ops.specbranch.remove_model, self._model)
-            end.atexit = False
-
-    def run(self) -> None:
-        """Have this thread's compiled code find them."""
-        if self._model is not None:
-            torch.ops.specbranch.run_model(self._model)
-
-    def lacking_rows(self, rows: int) -> int:
-        """As the function of this name; 0 where there are no such layers."""
-        return lacking_rows(rows) if self._model is not None else 0
 
 
 def scaled(weight: Tensor) -> tuple[Tensor, float] | None:
@@ -139,30 +101,3 @@ def _lacking() -> dict[int, int]:
         for rows in range(1, usual[-1])
         if rows not in usual
     }
-
-
-def _load_operator(folder: Path, compiler: str) -> None:
-    """`torch.ops.specbranch.half_linear`: without it every product would go through Python."""
-    if hasattr(torch.ops.specbranch, "half_linear"):
-        return
-    digest = hashlib.sha256(f"{torch.__version__} {SOURCE.read_text()}".encode()).hexdigest()
-    library = folder / f"half-{digest[:16]}.so"
-    if not library.exists():
-        torch_folder = Path(torch.__file__).parent
-        options = f"-shared -fPIC -std=c++20 -O1 -I{torch_folder / 'include'}"
-        links = f"-L{torch_folder / 'lib'} -ltorch_cpu -lc10"
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as made:
-            command = [compiler, *options.split(), str(SOURCE), "-o", f"{made}/half.so"]
-            done = subprocess.run([*command, *links.split()], capture_output=True, text=True)
-            if done.returncode:
-                reason = next((line for line in done.stderr.splitlines() if "error" in line), "")
-                raise RuntimeError(f"{compiler} cannot build {SOURCE.name}: {reason}")
-            Path(made, "half.so").replace(library)
-    torch.ops.load_library(str(library))
-
-    torch.library.register_fake("specbranch::half_linear", _shape)
-
-
-def _shape(x: Tensor, layer: int, out_features: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], out_features)

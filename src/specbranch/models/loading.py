@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
 from specbranch.hardware import gains_by_bfloat16
+from specbranch.models.int8 import obstacle as int8_obstacle
 from specbranch.models.width import AskedWidth
 from specbranch.zoo import BUNDLED
 
@@ -43,6 +44,7 @@ class ModelSpec:
         sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
         width: of the target's forwards, as the user gave it.
         eager: run it as `transformers` does, never compiled.
+        quantization: `int8`, or None.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ModelSpec:
     sharded: bool = False
     width: AskedWidth = None
     eager: bool = False
+    quantization: str | None = None
 
 
 def resolve(name: str) -> str:
@@ -110,6 +113,23 @@ def pick_dtype(dtype: str, config: PreTrainedConfig, device: torch.device) -> to
     if stored == torch.float16 and device.type == "cpu":
         return torch.float32
     return stored
+
+
+def check_quantization(spec: ModelSpec, device: torch.device) -> None:
+    """Refuse what cannot be quantized.
+
+    Raises:
+        InputError: an unknown kind, or the device or the dtype has no kernels for it.
+    """
+    if spec.quantization is None:
+        return
+    if spec.quantization != "int8":
+        raise InputError(f"unknown quantization '{spec.quantization}': use int8, or leave it out")
+    reason = "it is sharded over devices" if spec.sharded else int8_obstacle(device)
+    if reason:
+        raise InputError(f"{spec.name} cannot be quantized to int8: {reason}")
+    if spec.dtype not in ("auto", "float32"):
+        raise InputError(f"int8 layers take and give float32: use dtype auto, not {spec.dtype}")
 
 
 def check_cache(config: PreTrainedConfig, name: str) -> None:
@@ -183,16 +203,17 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     """Load a causal LM in evaluation mode.
 
     Raises:
-        InputError: no such model, or its files are broken.
+        InputError: no such model, its files are broken, or it cannot be quantized as asked.
         UnsupportedModelError: it cannot be decoded losslessly here.
     """
     placed = pick_device(spec.device)
+    check_quantization(spec, placed)
     with _one_at_a_time, _explained(spec.name) as where:
         config = _load_config(spec.name, where)
         # Attention is `sdpa`, or `eager` where an architecture has nothing else.
         model, report = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype=pick_dtype(spec.dtype, config, placed),
+            dtype=pick_dtype("float32" if spec.quantization else spec.dtype, config, placed),
             device_map="auto" if spec.sharded else None,
             ignore_mismatched_sizes=True,
             output_loading_info=True,

@@ -1,11 +1,13 @@
 """Weights laid out once for faster kernels: FBGEMM's where float16 holds them, or else oneDNN's.
 
-Both are batch-invariant on the CPUs they were tried on; MKL's, which `torch` takes by itself and
-which lay a weight out again at every forward, are not below 4 rows.
+Or in int8, if that is asked for. All are batch-invariant on the CPUs they were tried on; MKL's,
+which `torch` takes by itself and which lay a weight out again at every forward, are not below 4
+rows.
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from specbranch.hardware import has_native_bfloat16
 from specbranch.models.half import HalfLinear, scaled
+from specbranch.models.int8 import Int8Linear
 
 LEAST_ROWS = 4  # below, `scaled_dot_product_attention` takes other kernels
 ATTENTION = "sdpa_least_rows"
@@ -39,10 +42,11 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
 
 
-def pack(model: PreTrainedModel, verifies: bool = True) -> None:
+def pack(model: PreTrainedModel, verifies: bool = True, int8: bool = False) -> None:
     """Replace the model's linear layers.
 
     Args:
+        int8: quantize them, on a CPU that `int8.obstacle` has none about.
         verifies: the model is a target, whose logits are to be the same however many tokens are run
             with them: its attention runs at least 4 rows.
 
@@ -59,14 +63,15 @@ def pack(model: PreTrainedModel, verifies: bool = True) -> None:
         or not torch.backends.mkldnn.is_available()
     ):
         return
-    halves = 0
+    numbers = itertools.count()
     for module in [*model.modules()]:
         for name, child in [*module.named_children()]:
             if type(child) is not nn.Linear:  # a subclass may compute something else
                 continue
-            if (weight := scaled(child.weight)) is not None:
-                setattr(module, name, HalfLinear(child, weight, halves))
-                halves += 1
+            if int8:
+                setattr(module, name, Int8Linear(child, next(numbers)))
+            elif (weight := scaled(child.weight)) is not None:
+                setattr(module, name, HalfLinear(child, weight, next(numbers)))
             else:
                 setattr(module, name, PackedLinear(child))
     if verifies and model.config.get_text_config()._attn_implementation == "sdpa":

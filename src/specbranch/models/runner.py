@@ -111,27 +111,31 @@ class CausalRunner:
         self._additive = config._attn_implementation == "eager"
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._compiled: CompiledForward | None = None
+        self._quantization: str | None = None
         self._states: dict[int, State] = {}
 
-    def pack(self) -> None:
+    def pack(self, int8: bool = False) -> None:
         """Change the model for faster forwards, if it is on a CPU (see `packing`)."""
-        pack(self.model)
+        pack(self.model, int8=int8)
+        self._quantization = "int8" if int8 else None
 
-    def compile(self, name: str, verifies: bool) -> None:
+    def compile(self, name: str, verifies: bool, int8: bool = False) -> None:
         """Pack the model, and compile its short forwards, where that can be done.
 
         Args:
             name: of the model, for people.
             verifies: the model is a target: its hidden states will be asked for, and its logits
                 are to be the same however many tokens are run with them.
+            int8: quantize its linear layers.
         """
+        self._quantization = "int8" if int8 else None
         reason = obstacle(self.model)
         if reason is not None:
             logger.info("%s runs uncompiled: %s", name, reason)
-            pack(self.model, verifies)
+            pack(self.model, verifies, int8)
             return
-        library = library_name(self.model)
-        pack(self.model, verifies)
+        library = library_name(self.model, int8)
+        pack(self.model, verifies, int8)
         self._compiled = compile_forward(self.model, name, library, verifies)
 
     def describe(self, name: str) -> ModelFacts:
@@ -154,6 +158,7 @@ class CausalRunner:
             self.any_threads,
             self._fingerprint(),
             self._compiled is not None,
+            self._quantization,
         )
 
     def _fingerprint(self) -> str:

@@ -49,10 +49,7 @@ def make_target(
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
     """
     runner = CausalRunner(load_model(spec))
-    if spec.eager:
-        runner.pack()
-    else:
-        runner.compile(spec.name, verifies=True)
+    _prepare(runner, spec, verifies=True)
     if spec.width == "auto":
         runner.invariant_from = invariant_from(runner)
     width = Width.pick(spec.width, runner.invariant_from)
@@ -80,6 +77,14 @@ def _online_setting(target: ModelFacts) -> Setting:
     )
 
 
+def _prepare(runner: CausalRunner, spec: ModelSpec, verifies: bool) -> None:
+    int8 = spec.quantization is not None
+    if not spec.eager:
+        runner.compile(spec.name, verifies, int8)
+    elif verifies or int8:
+        runner.pack(int8)
+
+
 def make_draft(spec: ModelSpec) -> DraftWorker:
     """Load a draft.
 
@@ -87,7 +92,6 @@ def make_draft(spec: ModelSpec) -> DraftWorker:
         InputError, UnsupportedModelError: as `load_model` and `check_runner`.
     """
     runner = CausalRunner(load_model(spec))
-    if not spec.eager:
-        runner.compile(spec.name, verifies=False)
+    _prepare(runner, spec, verifies=False)
     check_runner(runner, spec.name)
     return DraftWorker(runner, spec.name)
