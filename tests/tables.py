@@ -24,7 +24,7 @@ from specbranch.sampling import SamplingParams
 from specbranch.sequence import Sequence as Text
 from specbranch.tuning import Tuning
 from specbranch.workers.draft import DraftWorker
-from specbranch.workers.messages import Opening, Verification
+from specbranch.workers.messages import Opening
 from specbranch.workers.target import TargetWorker
 
 Table = Callable[[tuple[int, ...]], Tensor]
@@ -154,20 +154,9 @@ class MoodyTarget(TargetWorker):
         super().__init__(runner)  # type: ignore[arg-type]
         self._random = random.Random(seed)
 
-    def verify(
-        self,
-        sequence: int,
-        chain: list[int],
-        log_q: Tensor | None = None,
-        asides: Sequence[Aside] = (),
-        confidences: Sequence[float] = (),
-        watched: bool = True,
-    ) -> Verification:
-        done = super().verify(sequence, chain, log_q, asides, confidences, watched)
-        if not watched:
-            return done
+    def judge(self, sequence: int) -> Signal:
         offsets = tuple(self._random.uniform(-3, 3) for _ in range(4))
-        return replace(done, signal=Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4))
+        return Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4)
 
 
 class WhimsicalTuning(Tuning):

@@ -157,21 +157,21 @@ def outcomes(
         places[rows, torch.tensor(drafted)] = 0.0
         places[: len(drafted)] /= places[: len(drafted)].sum(-1, keepdim=True).clamp_min(1e-12)
     best = places.topk(min(k, places.shape[-1]))
-    ranked = []  # with its rank at its place
+    ranked = []  # rank at its place, probability, place and token
     reach = 1.0
     for i, (weights, tokens) in enumerate(
         zip(best.values.tolist(), best.indices.tolist(), strict=True)
     ):
         accepted = acceptance[i] if i < len(acceptance) else 0.0
         if i == n < len(drafted):
-            ranked.append((0, Outcome(n, drafted[n], reach * accepted)))
+            ranked.append((0, reach * accepted, n, drafted[n]))
         share = reach * (1 - accepted)
         pairs = zip(weights, tokens, strict=True)
-        ranked += [(r, Outcome(i, y, share * w)) for r, (w, y) in enumerate(pairs, 1) if w > 0]
+        ranked += [(r, share * w, i, y) for r, (w, y) in enumerate(pairs, 1) if w > 0]
         reach *= accepted
     # The order of places breaks ties, so that the result is a fixed one.
-    ranked.sort(key=lambda pair: (pair[0] if even else 0, -pair[1].probability))
-    return [outcome for _, outcome in ranked[:k]]
+    ranked.sort(key=lambda one: (one[0] if even else 0, -one[1]))
+    return [Outcome(place, token, probability) for _, probability, place, token in ranked[:k]]
 
 
 def survivor(prepared: Sequence[tuple[int, int]], outcome: tuple[int, int]) -> int | None:

@@ -40,5 +40,6 @@ class Calibration:
         place = min(max(confidence * BINS - 0.5, 0.0), BINS - 1.0)
         low = min(int(place), BINS - 2)
         share = place - low
-        rates = [self._accepted[i] / self._seen[i] for i in (low, low + 1)]
-        return rates[0] * (1 - share) + rates[1] * share
+        below = self._accepted[low] / self._seen[low]
+        above = self._accepted[low + 1] / self._seen[low + 1]
+        return below * (1 - share) + above * share

@@ -70,27 +70,22 @@ class Suffixes:
             more: tokens that follow the text, perhaps.
             most: tokens to return.
         """
-        known, count = self.tokens, len(self.tokens)
-        length = count + len(more)
-
-        def at(place: int) -> int:
-            return known[place] if place < count else more[place - count]
-
+        text = [*self.tokens, *more] if more else self.tokens
+        length = len(text)
         if length <= self.shortest:
             return None
-        gram = tuple(at(length - self.shortest + i) for i in range(self.shortest))
         best, longest = 0, 0
-        for place in reversed(self._followed.get(gram, [])[-TRIED:]):
-            n = self.shortest
-            while n < min(LONGEST, place) and at(place - 1 - n) == at(length - 1 - n):
+        for place in reversed(self._followed.get(tuple(text[-self.shortest :]), [])[-TRIED:]):
+            n, most_equal = self.shortest, min(LONGEST, place)
+            while n < most_equal and text[place - 1 - n] == text[length - 1 - n]:
                 n += 1
             if n > longest:
                 best, longest = place, n
         if not longest:
             return None
-        found: list[int] = []
-        for i in range(best, best + most):
-            found.append(at(i) if i < length else found[i - length])
+        found = text[best : best + most]
+        for i in range(best + len(found), best + most):
+            found.append(found[i - length])
         return Match(longest, found)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from specbranch.branching import KeepRule, survivor
 from specbranch.decoders.base import Lanes, commit
+from specbranch.errors import LaneError
 from specbranch.hrad.signal import Signal
 from specbranch.metrics import Fates, Round
 from specbranch.options import DecodingOptions
@@ -69,22 +70,30 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
         outcome: Verification = verifying.result()
         if branching is not None and options.gamma == "auto":
             branching.stop()
-        branches: list[Branch] = branching.result() if branching is not None else []
 
-        # Resolve
+        # Resolve: while the draft ends its last step, what does not depend on its branches
+        judging = lanes.target.submit("judge", sequence.id) if overlap else None
         accepted, whole = outcome.accepted, outcome.accepted == len(chain)
-        winner = survivor([b.outcome for b in branches], (accepted, outcome.token))
         before = sequence.length
-        last = Origin.TARGET if winner is None else Origin.BRANCH
-        done = commit(sequence, chain.tokens, outcome, last)
+        done = commit(sequence, chain.tokens, outcome)
         done.retrieved = chain.retrieved
         done.draft_stage = drafting is not None
         done.drafting = drafting.span if drafting else None
+        done.verification = verifying.span
+        lookups = replay.saw(done.tokens)
+        signal = judging.result() if judging is not None else None
+        try:
+            branches: list[Branch] = branching.result() if branching is not None else []
+        except LaneError:
+            yield done  # it is committed, whatever became of the draft
+            raise
+        winner = survivor([b.outcome for b in branches], (accepted, outcome.token))
         done.branches, done.branch_tokens = len(branches), sum(map(len, branches))
         done.branching = branching.span if branching is not None and branches else None
-        done.verification = verifying.span
-        done.fates += _of_branches(branches, winner, done, len(done.tokens) > accepted)
-        signal = outcome.signal
+        committed = len(done.tokens) > accepted  # the target's token, too
+        if winner is not None and committed:
+            done.origins[-1] = sequence.origins[-1] = Origin.BRANCH
+        done.fates += _of_branches(branches, winner, done, committed)
         if winner is not None:
             # Posterior drafting (paper §5): the survivor's continuation, cut, is the next chain.
             done.outcome = "hit"
@@ -100,7 +109,7 @@ def specbranch(sequence: Sequence, lanes: Lanes, options: DecodingOptions) -> It
             chain = None
             resolution = Resolution(before + accepted, [outcome.token])
         ended = lanes.target.now()
-        tuning.saw(done, ended - begun, replay.saw(done.tokens))
+        tuning.saw(done, ended - begun, lookups)
         begun = ended
         yield done
         begun += lanes.target.now() - ended  # the reader's time is not the round's
@@ -159,12 +168,11 @@ def _of_branches(branches: list[Branch], winner: int | None, done: Round, commit
     """
     at_end = [i for i, branch in enumerate(branches) if branch.accepted == done.chain]
     main = at_end[0] if at_end and winner is None else None
-    fates = Fates()
-    for i, branch in enumerate(branches):
-        if i == winner:
-            fates += Fates(accepted=1) if committed else Fates(in_flight=1)
-        elif i == main:
-            fates += Fates(rolled_back=len(branch))
-        else:
-            fates += Fates(hedged=len(branch))
+    fates = Fates(hedged=sum(map(len, branches)))
+    if winner is not None:
+        fates.hedged -= len(branches[winner])
+        fates += Fates(accepted=1) if committed else Fates(in_flight=1)
+    elif main is not None:
+        fates.hedged -= len(branches[main])
+        fates.rolled_back = len(branches[main])
     return fates

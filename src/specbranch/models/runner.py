@@ -279,11 +279,11 @@ class CausalRunner:
         branches = [state.branches[b] for b in tokens]
         slots = list(range(state.used, state.used + len(branches)))
         state.used += len(branches)
-        mask = np.zeros((len(branches), state.used), dtype=np.bool_)
-        for row, (branch, slot) in enumerate(zip(branches, slots, strict=True)):
+        for branch, slot in zip(branches, slots, strict=True):
             branch.slots.append(slot)
-            mask[row, : branch.fork] = True
-            mask[row, branch.slots] = True
+        mask = np.arange(state.used) < np.array([[branch.fork] for branch in branches])
+        rows = [row for row, branch in enumerate(branches) for _ in branch.slots]
+        mask[rows, [slot for branch in branches for slot in branch.slots]] = True
         positions = [branch.length - 1 for branch in branches]
         seen = torch.from_numpy(mask)
         return self._forward(state.slab, list(tokens.values()), slots, positions, seen).logits

@@ -192,8 +192,8 @@ class DraftWorker(Worker):
         rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
         self.meter(len(ids))
         after = self._fit(text, rows)
-        contexts = [text.tokens[: path.fork] + path.tokens for path in paths]
-        places = [len(context) for context in contexts]
+        places = [path.fork + len(path.tokens) for path in paths]
+        contexts = [text.tokens[: p.fork] + p.tokens for p in paths] if text.processors else []
         log_q = self._warp(text, after, contexts)
         values = self._confidence(text, after, log_q, places)
         chosen = self._choose(text, log_q, places)
@@ -320,7 +320,11 @@ class DraftWorker(Worker):
 
     @staticmethod
     def _warp(text: Text, logits: Tensor, contexts: list[list[int]]) -> Tensor:
-        """Log q after each context, ``[n, vocabulary]`` as the raw logits."""
+        """Log q after each context, ``[n, vocabulary]`` as the raw logits.
+
+        Args:
+            contexts: of no account where there are no processors.
+        """
         if text.processors:
             return warp(logits, contexts, text.processors)
         return logits.log_softmax(-1)  # all rows at once: how a draft rounds matters to nobody
@@ -329,7 +333,10 @@ class DraftWorker(Worker):
     def _confidence(text: Text, logits: Tensor, log_q: Tensor, places: list[int]) -> list[float]:
         """At each of n places of the text."""
         if not text.params.coupled:
-            return confidence(logits)
+            if text.processors:
+                return confidence(logits)
+            raw: list[float] = log_q.amax(-1).exp().tolist()  # the same, once more
+            return raw
         # The noise is the target's as well: with it, sampling is greedy decoding.
         pairs = zip(log_q, places, strict=True)
         return confidence(torch.stack([text.chooser.scores(q, at, DRAFT) for q, at in pairs]))

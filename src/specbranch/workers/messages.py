@@ -142,11 +142,9 @@ class Verification:
     """A verification's outcome: draft tokens accepted, and the target's token after them.
 
     Attributes:
-        signal: what H-RAD makes of it, where there is one.
         guesses: the likeliest token after each aside; none where there was no room for them.
     """
 
     accepted: int
     token: int
-    signal: Signal | None = None
     guesses: list[int] = field(default_factory=list)

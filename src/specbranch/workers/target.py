@@ -11,6 +11,7 @@ from transformers import LogitsProcessorList
 
 from specbranch.hrad.online import OnlineHRAD
 from specbranch.hrad.predictor import HRAD
+from specbranch.hrad.signal import Signal
 from specbranch.lanes.base import Worker
 from specbranch.models.facts import CacheSize, ModelFacts
 from specbranch.models.runner import Aside, CausalRunner
@@ -25,7 +26,8 @@ class Text:
 
     Attributes:
         layers: K, of how many last layers to keep the hidden states; 0 keeps none.
-        features: z of DESIGN §4 after the last verification.
+        hidden: those states at the last verified position, ``[K, hidden_size]``.
+        features: z of DESIGN §4 after the last verification, once somebody asked.
     """
 
     tokens: list[int]
@@ -33,6 +35,7 @@ class Text:
     chooser: Chooser
     processors: LogitsProcessorList
     layers: int = 0
+    hidden: Tensor | None = None
     features: Tensor | None = None
 
 
@@ -116,7 +119,7 @@ class TargetWorker(Worker):
                 them the chain has to match what the target chooses, which is lossless for any.
             asides: to run in the same forward, for the likeliest token after each.
             confidences: the draft's at the places of the chain, to learn from.
-            watched: whether features and a signal are wanted, where there is a predictor.
+            watched: whether features may be asked for, where there is a predictor.
         """
         text = self._texts[sequence]
         layers = text.layers if watched else 0
@@ -125,8 +128,7 @@ class TargetWorker(Worker):
         guesses = [] if out.asides is None else out.asides.argmax(-1).tolist()
         self.meter(1 + len(chain) + len(guesses))
         position = len(text.tokens)
-        contexts = [text.tokens + chain[:i] for i in range(len(chain) + 1)]
-        log_p = warp(logits, contexts, text.processors)
+        log_p = self._warp(text, logits, chain)
         if log_q is None:
             accepted, token = verify_matching(chain, log_p, text.chooser, position)
         else:
@@ -136,14 +138,16 @@ class TargetWorker(Worker):
         self._runner.rewind(sequence, len(text.tokens) - 1)
         if self._learner is not None and text.features is not None:
             self._learner.saw(text.features, confidences, accepted)
+        text.hidden = None if out.hidden is None else out.hidden[:, accepted]
         text.features = None
-        if out.hidden is not None:
-            newest = self._runner.embeddings([token])[0]
-            text.features = torch.cat([out.hidden[:, accepted].flatten(), newest]).float()
-        signal = None
-        if self._predictor is not None and text.features is not None:
-            signal = self._predictor.signal(text.features)
-        return Verification(accepted, token, signal, guesses)
+        return Verification(accepted, token, guesses)
+
+    def judge(self, sequence: int) -> Signal | None:
+        """What H-RAD makes of the last verification; None if it was not watched."""
+        features = self._features(self._texts[sequence])
+        if self._predictor is None or features is None:
+            return None
+        return self._predictor.signal(features)
 
     def watch(self, sequence: int, layers: int) -> None:
         """From now on keep the features of every verification, of that many last layers."""
@@ -155,5 +159,20 @@ class TargetWorker(Worker):
         The hidden states of the last layers at the last verified position, first layer first, and
         the embedding of the newest token. None before the first verification that was watched.
         """
-        found = self._texts[sequence].features
+        found = self._features(self._texts[sequence])
         return None if found is None else found.cpu()
+
+    @torch.inference_mode()
+    def _features(self, text: Text) -> Tensor | None:
+        if text.features is None and text.hidden is not None:
+            newest = self._runner.embeddings([text.tokens[-1]])[0]
+            text.features = torch.cat([text.hidden.flatten(), newest]).float()
+        return text.features
+
+    @staticmethod
+    def _warp(text: Text, logits: Tensor, chain: list[int]) -> Tensor:
+        """What ranks the tokens at each place of the chain and after it, as `warp`."""
+        if text.params.greedy and not text.processors:
+            return logits
+        contexts = [text.tokens + chain[:i] for i in range(len(chain) + 1)]
+        return warp(logits, contexts, text.processors)
