@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -348,3 +349,21 @@ class TestPlacement:
         assert pick_lanes("auto", GPU, CPU, overlap=True) == "process"
         with pytest.raises(InputError, match="unknown lanes 'fast': use auto, process"):
             pick_lanes("fast", CPU, CPU, overlap=True)
+
+
+@pytest.mark.parametrize(
+    ("program", "own", "expected"),
+    [
+        ("import specbranch, torch", None, "10000"),
+        ("import specbranch", "7", "7"),
+        ("import torch, specbranch", None, "None"),  # too late: libgomp is loaded
+    ],
+)
+def test_threads_do_not_spin_for_long(program, own, expected):
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    if own is not None:
+        environment["GOMP_SPINCOUNT"] = own
+    told = "import os; print(os.environ.get('GOMP_SPINCOUNT'))"
+    command = [sys.executable, "-c", f"{program}; {told}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

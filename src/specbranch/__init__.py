@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from specbranch.threads import limit_spinning
+
 if TYPE_CHECKING:
     from specbranch.integration import generate
     from specbranch.llm import LLM
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "CompletionOutput", "Piece", "RequestOutput", "SamplingParams", "generate"]
 __version__ = "0.1.0"
+
+limit_spinning()
 
 _HOMES = {
     "LLM": "specbranch.llm",

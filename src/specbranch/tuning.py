@@ -36,6 +36,8 @@ PLAIN_ROUNDS = 3  # to know what plain decoding takes
 FIRST_REFRESH = 8  # rounds with drafting after which that is timed again: a new process is slow
 REFRESH = 128  # the same later on; doubled up to there
 STAY = 8  # rounds, at least, between changes of the way to draft
+RETRIAL = 32  # rounds after which the other way is tried anew: machines change; doubled each time
+LONGEST_RETRIAL = 512
 
 
 class Pace:
@@ -95,7 +97,7 @@ class Tuning:
         self._verifications = {True: RunningCost(), False: RunningCost()}
         self._paces = {True: Pace(), False: Pace()}
         self._overlaps, self._stays = True, STAY
-        self._known = {True: False, False: False}  # whether the way was tried
+        self._since_change, self._retrial = 0, RETRIAL
         # What rounds take besides: messages, waiting for branches, choosing.
         self._rests = {way: deque[float](maxlen=LATELY) for way in (True, False)}
         self._serial = 0.0  # share of rounds beside the target that began with a draft stage
@@ -227,7 +229,6 @@ class Tuning:
         pace = self._pace
         if self._overlaps and pace.rounds:
             self._serial = pace.serial / pace.rounds
-        self._known[self._overlaps] |= pace.rounds > LEAST_ROUNDS
         if not pace.warm:  # the draft had the text to catch up with, the target to move
             pace.warm = True
             return
@@ -248,11 +249,20 @@ class Tuning:
         Both are compared by what the same chains take: rates would be of different texts.
         """
         self._stays -= 1
+        self._since_change += 1
         if self._stays > 0 or not self._has_ways:
             return
         other = not self._overlaps
-        if not self._known[other] or self._of_chains(other) < self._of_chains(self._overlaps):
+        if self._known(other) and self._since_change >= self._retrial:
+            self._verifications[other] = RunningCost()
+            self._rests[other].clear()
+            self._retrial = min(2 * self._retrial, LONGEST_RETRIAL)
+        if not self._known(other) or self._of_chains(other) < self._of_chains(self._overlaps):
             self._change_way()
+
+    def _known(self, overlaps: bool) -> bool:
+        """Whether that way to draft was tried, of late."""
+        return len(self._rests[overlaps]) >= LEAST_ROUNDS
 
     def _of_chains(self, overlaps: bool) -> float:
         """Seconds of a round with chains as they are now, drafted in one of the ways."""
@@ -267,7 +277,7 @@ class Tuning:
         return seconds
 
     def _change_way(self) -> None:
-        self._overlaps, self._stays = not self._overlaps, STAY
+        self._overlaps, self._stays, self._since_change = not self._overlaps, STAY, 0
         self._pace.warm = False
 
     @property
@@ -297,7 +307,7 @@ class Tuning:
             if not luck:
                 self._pause = FIRST_PAUSE
             return
-        if self._has_ways and not self._known[not self._overlaps]:
+        if self._has_ways and not self._known(not self._overlaps):
             self._change_way()
             return
         self._gain, self._with_draft = gain, gain * self._by_lookup

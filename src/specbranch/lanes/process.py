@@ -26,10 +26,8 @@ from typing import Any
 from specbranch.errors import LaneError
 from specbranch.lanes.base import AwaitedCall, Call, Host, Reply, Worker
 from specbranch.lanes.placement import Share
+from specbranch.threads import SPINNING
 
-# How long libgomp's idle threads spin, unless the environment says: through a forward, not beyond
-# it, where they would take the other lane's core. (By default, SpS on two cores is slowed by 25 %.)
-SPINNING = {"GOMP_SPINCOUNT": "10000"}
 TIMEOUT = 600.0  # seconds; reading a long prompt on a slow CPU takes minutes
 
 
