@@ -46,6 +46,10 @@ def test_costs_are_found_out():
     before = running.cost.seconds(6)
     running.observe(6, 1000 * before)  # the machine had something else to do
     assert running.cost.seconds(6) < 1.1 * before
+    running.fade(0.02)
+    for _ in range(8):
+        running.observe(6, before / 2)
+    assert running.cost.seconds(6) == pytest.approx(before / 2, rel=0.1)
 
 
 @given(st.lists(st.tuples(st.integers(1, 16), st.floats(1e-4, 1.0)), min_size=1, max_size=60))
@@ -221,6 +225,7 @@ def both_ways(seconds, rounds, tokens=3):
     found = []
     for _ in range(rounds):
         found.append(tuning.overlaps)
+        assert tuning.gamma >= 1 and tuning.rule(None, serial=True).onward is not None
         span = Span(0, seconds[tuning.overlaps], (5,))
         tuning.saw(Round(tokens=[1] * tokens, verification=span), span.seconds)
         plainly(tuning, seconds=1000.0)
@@ -266,6 +271,7 @@ def test_the_other_way_is_tried_again_when_the_machine_changes():
     for number in range(300):
         if number == 30:
             seconds[False] = 5.0
+        tuning.rule(None, serial=True)
         found.append(tuning.overlaps)
         span = Span(0, seconds[tuning.overlaps], (5,))
         tuning.saw(Round(tokens=[1, 1, 1], verification=span), span.seconds)

@@ -38,6 +38,7 @@ REFRESH = 128  # the same later on; doubled up to there
 STAY = 8  # rounds, at least, between changes of the way to draft
 RETRIAL = 32  # rounds after which the other way is tried anew: machines change; doubled each time
 LONGEST_RETRIAL = 512
+FADED = 0.05  # what counts then of what was known of its verifications
 
 
 class Pace:
@@ -254,7 +255,7 @@ class Tuning:
             return
         other = not self._overlaps
         if self._known(other) and self._since_change >= self._retrial:
-            self._verifications[other] = RunningCost()
+            self._verifications[other].fade(FADED)
             self._rests[other].clear()
             self._retrial = min(2 * self._retrial, LONGEST_RETRIAL)
         if not self._known(other) or self._of_chains(other) < self._of_chains(self._overlaps):
