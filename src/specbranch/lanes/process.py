@@ -28,6 +28,7 @@ from specbranch.lanes.base import AwaitedCall, Call, Host, Reply, Worker
 from specbranch.lanes.placement import Share
 from specbranch.threads import SPINNING
 
+AWAKE = 0.002  # seconds; a draft's last step and a short draft take less
 TIMEOUT = 600.0  # seconds; reading a long prompt on a slow CPU takes minutes
 
 
@@ -84,6 +85,14 @@ class Channel:
     def waiting(self, seconds: float | None = 0.0) -> bool:
         """Whether a message, or the end of the channel, comes within that time; None waits."""
         return bool(self._poll.poll(None if seconds is None else seconds * 1000))
+
+    def expected(self, seconds: float | None) -> bool:
+        """As `waiting`, and awake at first: to fall asleep and wake up is a part of a round."""
+        until = time.perf_counter() + AWAKE
+        while time.perf_counter() < until:
+            if self.waiting():
+                return True
+        return self.waiting(seconds)
 
     def close(self) -> None:
         self._connection.close()
@@ -188,7 +197,7 @@ class ProcessLane:
 
     def _receive(self) -> None:
         # An interrupt may come while this waits; the answer is then read by the next call.
-        if not self._channel.waiting(self._timeout if self._made else None):
+        if not self._channel.expected(self._timeout if self._made else None):
             self._process.kill()
             self._fail(f"did not answer for {self._timeout:g} s and was ended")
             return
