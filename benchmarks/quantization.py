@@ -1,27 +1,36 @@
-"""How far a target with int8 layers is from the one that it was made of.
+"""How far a target with int8 layers is from the one it was made of, and how fast they are.
 
     python benchmarks/quantization.py SUITE.jsonl …
 
 Both read the same text: prompts, and what the original continues them with, greedily. Printed is
 how often their likeliest next tokens differ, the divergence of their distributions, the perplexity
-of each on the text, and how often a draft's likeliest token is theirs.
+of each on the text, and how often a draft's likeliest token is theirs. Then what a square linear
+layer takes with float16 weights and in int8, one after the other over more of them than fit in a
+cache, uncompiled.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
+from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
 from specbranch.models.loading import ModelSpec, load_model
+from specbranch.models.packing import pack_layers
 from specbranch.models.runner import CausalRunner
 from specbranch.prompts import read_prompts
 
 CHUNK = 64
+WIDTHS = (512, 2048, 4096)
+ROWS = (1, 8, 16)
+WEIGHTS = 60_000_000  # of all layers of a width together
+REPEATS = 15
 
 
 def read(runner: CausalRunner, text: list[int]) -> Tensor:
@@ -30,6 +39,26 @@ def read(runner: CausalRunner, text: list[int]) -> Tensor:
     parts = [runner.run(0, text[i : i + CHUNK]).logits for i in range(0, len(text), CHUNK)]
     runner.close(0)
     return torch.cat(parts).log_softmax(-1)
+
+
+def microseconds(width: int, int8: bool) -> list[float]:
+    """Of a layer, by rows."""
+    layers = nn.Sequential()
+    for _ in range(WEIGHTS // width**2):
+        layer = nn.Linear(width, width, bias=False)
+        layer.weight.data = layer.weight.data.bfloat16().float()
+        layers.append(layer)
+    pack_layers(layers, int8)
+    found = []
+    for rows in ROWS:
+        x, taken = torch.randn(rows, width), []
+        for _ in range(REPEATS):
+            begun = time.perf_counter()
+            for packed in layers:
+                packed(x)
+            taken.append((time.perf_counter() - begun) / len(layers))
+        found.append(1e6 * median(taken))
+    return found
 
 
 def main() -> None:
@@ -71,6 +100,12 @@ def main() -> None:
     print(
         f"the draft agrees: {agreed / rows:.4f} with the original, {agreed8 / rows:.4f} with int8"
     )
+    print(f"\n| width | weights | {' | '.join(f'{rows} rows' for rows in ROWS)} |")
+    print("|---" * (2 + len(ROWS)) + "|")
+    for width in WIDTHS:
+        for int8 in (False, True):
+            cells = " | ".join(f"{value:.0f} µs" for value in microseconds(width, int8))
+            print(f"| {width} | {'int8' if int8 else 'float16'} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

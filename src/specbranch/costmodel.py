@@ -42,11 +42,6 @@ class RunningCost:
             MEMORY * old + new for old, new in zip(sums, values, strict=True)
         )
 
-    def fade(self, share: float) -> None:
-        """Have all that was seen so far count by that share of what it does."""
-        sums = (self._weight, self._n, self._t, self._nn, self._nt)
-        self._weight, self._n, self._t, self._nn, self._nt = (share * old for old in sums)
-
     @property
     def known(self) -> bool:
         return self._weight > 0

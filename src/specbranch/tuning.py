@@ -38,7 +38,6 @@ REFRESH = 128  # the same later on; doubled up to there
 STAY = 8  # rounds, at least, between changes of the way to draft
 RETRIAL = 32  # rounds after which the other way is tried anew: machines change; doubled each time
 LONGEST_RETRIAL = 512
-FADED = 0.05  # what counts then of what was known of its verifications
 
 
 class Pace:
@@ -99,8 +98,10 @@ class Tuning:
         self._paces = {True: Pace(), False: Pace()}
         self._overlaps, self._stays = True, STAY
         self._since_change, self._retrial = 0, RETRIAL
-        # What rounds take besides: messages, waiting for branches, choosing.
-        self._rests = {way: deque[float](maxlen=LATELY) for way in (True, False)}
+        # Of the last rounds: tokens and seconds of the verification, and what it took besides:
+        # messages, waiting for branches, choosing.
+        self._tried: dict[bool, deque[tuple[int, float, float]]]
+        self._tried = {way: deque(maxlen=LATELY) for way in (True, False)}
         self._serial = 0.0  # share of rounds beside the target that began with a draft stage
         self._step, self._drafting = RunningCost(), RunningCost()
         self._plain: deque[float] = deque(maxlen=8)
@@ -235,7 +236,8 @@ class Tuning:
             return
         pace.observe(done, seconds)
         drafting = done.drafting.seconds if done.drafting is not None else 0.0
-        self._rests[self._overlaps].append(seconds - verification.seconds - drafting)
+        rest = seconds - verification.seconds - drafting
+        self._tried[self._overlaps].append((sum(verification.forwards), verification.seconds, rest))
         self._lookups = MEMORY * self._lookups + len(lookups)
         self._looked_up = MEMORY * self._looked_up + sum(each.committed for each in lookups)
         self._rows = MEMORY * self._rows + sum(1 + each.chain for each in lookups)
@@ -255,22 +257,23 @@ class Tuning:
             return
         other = not self._overlaps
         if self._known(other) and self._since_change >= self._retrial:
-            self._verifications[other].fade(FADED)
-            self._rests[other].clear()
+            self._tried[other].clear()
             self._retrial = min(2 * self._retrial, LONGEST_RETRIAL)
         if not self._known(other) or self._of_chains(other) < self._of_chains(self._overlaps):
             self._change_way()
 
     def _known(self, overlaps: bool) -> bool:
         """Whether that way to draft was tried, of late."""
-        return len(self._rests[overlaps]) >= LEAST_ROUNDS
+        return len(self._tried[overlaps]) >= LEAST_ROUNDS
 
     def _of_chains(self, overlaps: bool) -> float:
         """Seconds of a round with chains as they are now, drafted in one of the ways."""
         pace = self._pace
         chain = pace.chains / pace.rounds
-        seconds = self._verifications[overlaps].cost.seconds(1 + chain)
-        seconds += median(self._rests[overlaps])
+        # By few rounds with chains of other lengths no line could be drawn, but one be scaled.
+        cost, tried = self._verification.cost, self._tried[overlaps]
+        seconds = cost.seconds(1 + chain) * median(s / cost.seconds(n) for n, s, _ in tried)
+        seconds += median(rest for _, _, rest in tried)
         if self._drafting.known:
             # Beside the target there is a draft stage only where no branch survived.
             serial = self._serial if overlaps else 1 - pace.looked_up / pace.rounds

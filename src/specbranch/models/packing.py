@@ -63,19 +63,24 @@ def pack(model: PreTrainedModel, verifies: bool = True, int8: bool = False) -> N
         or not torch.backends.mkldnn.is_available()
     ):
         return
+    pack_layers(model, int8)
+    if verifies and model.config.get_text_config()._attn_implementation == "sdpa":
+        model.set_attn_implementation(ATTENTION)
+
+
+def pack_layers(module: nn.Module, int8: bool = False) -> None:
+    """Replace a module's linear layers, as `pack` does, where there are kernels for it."""
     numbers = itertools.count()
-    for module in [*model.modules()]:
-        for name, child in [*module.named_children()]:
+    for parent in [*module.modules()]:
+        for name, child in [*parent.named_children()]:
             if type(child) is not nn.Linear:  # a subclass may compute something else
                 continue
             if int8:
-                setattr(module, name, Int8Linear(child, next(numbers)))
+                setattr(parent, name, Int8Linear(child, next(numbers)))
             elif (weight := scaled(child.weight)) is not None:
-                setattr(module, name, HalfLinear(child, weight, next(numbers)))
+                setattr(parent, name, HalfLinear(child, weight, next(numbers)))
             else:
-                setattr(module, name, PackedLinear(child))
-    if verifies and model.config.get_text_config()._attn_implementation == "sdpa":
-        model.set_attn_implementation(ATTENTION)
+                setattr(parent, name, PackedLinear(child))
 
 
 def _attend(
