@@ -45,7 +45,7 @@ class TargetWorker(Worker):
     Args:
         runner: the target model.
         name: of the model.
-        predictor: asked after every verification; None gives no signals.
+        predictor: asked by `judge`; None gives no signals.
     """
 
     def __init__(
