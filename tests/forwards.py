@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specbranch.models.width import Width
@@ -43,6 +44,26 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     assert found.shape == expected.shape
     difference = (found - expected).abs().max().item()
     assert difference <= TOLERANCE * expected.abs().max().item()
+
+
+@contextmanager
+def computing_threads(count: int) -> Iterator[None]:
+    """That many of torch's, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def product_of_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's output for x, ``[n, features]``: each row's whatever is run with it."""
+    whole: Tensor = layer(x)
+    for rows in range(1, len(x) + 1):
+        assert torch.equal(layer(x[:rows]), whole[:rows])
+    assert torch.equal(layer(x[None, 3:10]), whole[None, 3:10])
+    return whole
 
 
 def some_tokens(count: int, seed: int = 0) -> list[int]:

@@ -13,6 +13,7 @@ from specbranch.models.operators import CompiledLayers
 from specbranch.models.runner import Aside, CausalRunner
 from specbranch.models.selfcheck import check_runner, invariant_from
 from specbranch.models.width import Width
+from tests.forwards import computing_threads
 from tests.tiny import tiny_model
 
 TOKENS = [(5 * i * i + i) % 60 for i in range(48)]
@@ -86,14 +87,10 @@ def test_logits_are_bit_identical_at_every_width_and_number_of_threads(runners):
     ours = runners[0]
     width = Width.pick("auto", invariant_from(ours))
     expected, _ = in_chunks(ours, [16, 16, 16], width)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    for threads in (1, 2):
+        with computing_threads(threads):
             for sizes in ([1] * 48, [1, 2, 3, 4, 5, 6, 7, 8, 12], [15, 1, 9, 11, 12]):
                 assert torch.equal(in_chunks(ours, sizes, width)[0], expected)
-    finally:
-        torch.set_num_threads(before)
 
 
 @needs_compiler

@@ -335,8 +335,8 @@ class DraftWorker(Worker):
         if not text.params.coupled:
             if text.processors:
                 return confidence(logits)
-            raw: list[float] = log_q.amax(-1).exp().tolist()  # the same, once more
-            return raw
+            unwarped: list[float] = log_q.amax(-1).exp().tolist()
+            return unwarped
         # The noise is the target's as well: with it, sampling is greedy decoding.
         pairs = zip(log_q, places, strict=True)
         return confidence(torch.stack([text.chooser.scores(q, at, DRAFT) for q, at in pairs]))
