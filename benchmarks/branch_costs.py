@@ -2,7 +2,8 @@
 
     python benchmarks/branch_costs.py PROMPTS.jsonl --limit 4 --repeats 5 --plot costs.svg
 
-Measured on the lanes that this machine has, every k in turn; see `specbranch.bench.branch_costs`.
+Measured on the executors that this machine has, every k in turn; see
+`specbranch.bench.branch_costs`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from specbranch.bench.contenders import Pair
 from specbranch.prompts import read_prompts
 
 
-def load(draft: str, lanes: str) -> LLM:
-    return LLM(draft=draft, lanes=lanes)
+def load(draft: str, executors: str) -> LLM:
+    return LLM(draft=draft, executors=executors)
 
 
 def main() -> None:

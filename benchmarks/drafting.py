@@ -21,15 +21,15 @@ import panels
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
-from specbranch.decoders import DecodingOptions
-from specbranch.lanes.virtual import Profile
+from specbranch.executors.virtual import Profile
+from specbranch.methods import SpeculativeConfig
 from specbranch.metrics import Metrics, Round
 from specbranch.prompts import read_prompts
 
 MOST_PROMPT_TOKENS = 384
 BRANCH_COST = 0.03  # of a draft step, for each further branch
 
-FULL = DecodingOptions(speculate="always")
+FULL = SpeculativeConfig(speculate="always")
 # Rules of branching are compared without retrieval, which has a share in all of them alike.
 BRANCHES = replace(FULL, retrieval=False)
 ONE_POINT = replace(BRANCHES, branching="point")
@@ -74,15 +74,15 @@ class Found:
 
     @property
     def hits(self) -> float:
-        """Share of the rounds in which a branch survived."""
+        """CpuAffinity of the rounds in which a branch survived."""
         return self.metrics.hits / len(self.rounds)
 
 
 class Bench:
-    """One pair on virtual lanes, and the prompts by suite."""
+    """One pair on virtual executors, and the prompts by suite."""
 
     def __init__(self, draft: str, profile: Profile, files: list[Path], count: int, tokens: int):
-        self._llm = LLM(draft=draft, lanes="virtual", profile=profile)
+        self._llm = LLM(draft=draft, executors="virtual", profile=profile)
         encode = self._llm.tokenizer
         self._prompts = {
             file.stem: [
@@ -94,9 +94,9 @@ class Bench:
         self._params = SamplingParams(max_tokens=tokens)
         self.plain = self.run(FULL, "autoregressive", "plain decoding")
 
-    def run(self, options: DecodingOptions, method: str, label: str) -> dict[str, Found]:
+    def run(self, options: SpeculativeConfig, method: str, label: str) -> dict[str, Found]:
         """By suite. What an earlier run learned is forgotten."""
-        self._llm.forget()
+        self._llm.reset()
         found = {}
         for suite, prompts in tqdm(self._prompts.items(), desc=label, leave=False):
             outputs = [
@@ -136,7 +136,7 @@ def print_branches(table: dict[str, list[tuple[int, float, Found]]]) -> None:
             )
 
 
-def print_by_suite(bench: Bench, rows: dict[str, DecodingOptions]) -> None:
+def print_by_suite(bench: Bench, rows: dict[str, SpeculativeConfig]) -> None:
     print(f"| rule | {' | '.join(bench.plain)} | mean × plain | M | RB |")
     print("|---" * (len(bench.plain) + 4) + "|")
     for label, options in rows.items():
@@ -172,7 +172,9 @@ def main() -> None:
     parser.add_argument("suites", type=Path, nargs="+", help="JSONL files of prompts")
     parser.add_argument("--draft", default="draft", help="draft or draft-weak")
     parser.add_argument("--c", type=float, nargs="+", default=[8.0, 16.0])
-    parser.add_argument("--profile", type=Path, help="instead of c: times of both lanes as JSON")
+    parser.add_argument(
+        "--profile", type=Path, help="instead of c: times of both executors as JSON"
+    )
     parser.add_argument("--prompts", type=int, default=3, help="prompts a suite")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)

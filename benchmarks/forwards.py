@@ -19,10 +19,10 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from specbranch.models.int8 import obstacle
-from specbranch.models.loading import ModelSpec, load_model
+from specbranch.models.cpu.int8 import obstacle
+from specbranch.models.loader import ModelSpec, load_model
+from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.runner import CausalRunner
-from specbranch.models.width import NATURAL, Width
 
 TEXT = 130  # tokens in the cache
 TOKENS = (1, 4, 8, 12)
@@ -40,9 +40,9 @@ def made(kind: str, name: str, verifies: bool) -> CausalRunner:
         runner.compile(name, verifies, int8=kind == INT8)
     elif kind == "packed":
         runner.pack()
-    aligned = Width(1, None, aligned=True)
-    width = {"transformers": NATURAL, PADDED: Width.fixed(16)}.get(kind, aligned)
-    runner.open(0, TEXT + 400, width)
+    aligned = Padding(1, None, aligned=True)
+    padding = {"transformers": NATURAL, PADDED: Padding.fixed(16)}.get(kind, aligned)
+    runner.open(0, TEXT + 400, padding)
     runner.prefill(0, [5] * TEXT)
     return runner
 

@@ -2,7 +2,8 @@
 
     python benchmarks/invariance.py --tokens 1250 SUITE.jsonl
 
-The target reads text one token at a time, and again in chunks of 2, 3, … 17 tokens, the width of a
+The target reads text one token at a time, and again in chunks of 2, 3, … 17 tokens, the padding
+of a
 verification. Every row of logits that is not bit-identical to the first reading's is counted, and
 every one that would choose another token.
 """
@@ -16,25 +17,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from specbranch.models.loading import ModelSpec, load_model, load_tokenizer
+from specbranch.models.loader import ModelSpec, load_model, load_tokenizer
+from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.runner import CausalRunner
-from specbranch.models.selfcheck import invariant_from
-from specbranch.models.width import NATURAL, Width
+from specbranch.models.validation import invariant_from
 from specbranch.prompts import read_prompts
 
-WIDEST = 17
+MAX_QUERY_LENGTH = 17
 TEXT = 512  # tokens that are read from one prompt
 KINDS = (
     "transformers, natural widths",
-    "width=auto, packed",
-    "width=auto, compiled",
-    "width=16, compiled",
-    "width=auto, compiled, int8",
+    "padding=auto, packed",
+    "padding=auto, compiled",
+    "padding=16, compiled",
+    "padding=auto, compiled, int8",
 )
 
 
-def made(kind: str, name: str) -> tuple[CausalRunner, Width]:
-    """A runner, and the width of its forwards."""
+def made(kind: str, name: str) -> tuple[CausalRunner, Padding]:
+    """A runner, and the padding of its forwards."""
     runner = CausalRunner(load_model(ModelSpec(name)))
     if kind.startswith("transformers"):
         return runner, NATURAL
@@ -42,16 +43,16 @@ def made(kind: str, name: str) -> tuple[CausalRunner, Width]:
         runner.compile(name, verifies=True, int8=kind.endswith("int8"))
     else:
         runner.pack()
-    if kind.startswith("width=16"):
-        return runner, Width.fixed(16)
-    return runner, Width.pick("auto", invariant_from(runner))
+    if kind.startswith("padding=16"):
+        return runner, Padding.fixed(16)
+    return runner, Padding.pick("auto", invariant_from(runner))
 
 
-def read(runner: CausalRunner, width: Width, texts: list[list[int]], chunk: int) -> Tensor:
+def read(runner: CausalRunner, padding: Padding, texts: list[list[int]], chunk: int) -> Tensor:
     """Logits of every token, ``[tokens, vocabulary]``."""
     rows = []
     for text in texts:
-        runner.open(0, len(text), width)
+        runner.open(0, len(text), padding)
         rows += [runner.run(0, text[i : i + chunk]).logits for i in range(0, len(text), chunk)]
         runner.close(0)
     return torch.cat(rows)
@@ -75,12 +76,12 @@ def main() -> None:
     print("| forwards | rows compared | not bit-identical | other token | largest difference |")
     print("|---|---|---|---|---|")
     for kind in options.kinds:
-        runner, width = made(kind, options.model)
-        expected = read(runner, width, texts, 1)
+        runner, padding = made(kind, options.model)
+        expected = read(runner, padding, texts, 1)
         rows = differing = flipped = 0
         largest = 0.0
-        for chunk in tqdm(range(2, WIDEST + 1), desc=kind, leave=False):
-            found = read(runner, width, texts, chunk)
+        for chunk in tqdm(range(2, MAX_QUERY_LENGTH + 1), desc=kind, leave=False):
+            found = read(runner, padding, texts, chunk)
             rows += len(found)
             differing += int((found != expected).any(1).sum())
             flipped += int((found.argmax(1) != expected.argmax(1)).sum())

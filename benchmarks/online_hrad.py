@@ -4,7 +4,7 @@
 
 Virtual time (see `drafting.py`). A stream is one text after another, the suites in turn, until it
 has the asked number of tokens; every predictor decodes the same streams and learns from nothing at
-the start of each. Retrieval is off: the predictor has no part in it.
+the start of each. NgramIndex is off: the predictor has no part in it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import panels
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
-from specbranch.decoders import DecodingOptions
-from specbranch.lanes.virtual import Profile
+from specbranch.executors.virtual import Profile
+from specbranch.methods import SpeculativeConfig
 from specbranch.metrics import Metrics, Round
 from specbranch.prompts import read_prompts
 
@@ -31,8 +31,8 @@ TEXT = 128  # tokens
 
 def decode(llm: LLM, prompts: list[list[int]], tokens: int) -> list[Round]:
     """The rounds of one stream."""
-    llm.forget()
-    options = DecodingOptions(speculate="always", retrieval=False)
+    llm.reset()
+    options = SpeculativeConfig(speculate="always", retrieval=False)
     rounds: list[Round] = []
     for ids in prompts:
         found = llm.generate([ids], SamplingParams(max_tokens=TEXT), options=options)
@@ -93,7 +93,7 @@ def main() -> None:
     profile = Profile.of_ratio(options.c, 0.03)
     curves = {}
     for label, hrad in PREDICTORS.items():
-        with LLM(draft=options.draft, lanes="virtual", profile=profile, hrad=hrad) as llm:
+        with LLM(draft=options.draft, executors="virtual", profile=profile, hrad=hrad) as llm:
             encode = llm.tokenizer
             each = -(-options.streams * texts // len(options.suites))
             suites = [

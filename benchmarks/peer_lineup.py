@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from specbranch.errors import SpecBranchError
-from specbranch.models.loading import ModelSpec, load_model
+from specbranch.models.loader import ModelSpec, load_model
 from specbranch.zoo import BUNDLED
 
 WORKERS = Path(__file__).parent / "peer_workers"

@@ -40,8 +40,8 @@ from tqdm import tqdm
 from specbranch.bench.spread import Spread
 from specbranch.cli.checks import check_counts
 from specbranch.errors import InputError, SpecBranchError
-from specbranch.lanes.placement import available
-from specbranch.models.loading import load_tokenizer
+from specbranch.executors.cpu_affinity import available
+from specbranch.models.loader import load_tokenizer
 from specbranch.prompts import read_prompts
 
 

@@ -4,7 +4,8 @@
 
 Measures a profile on the built-in prompts (or reads one, ``--profile FILE``), runs the methods for
 real on the prompts of the suites, interleaved, each after a short warm-up, and simulates the same
-prompts with the profile. Greedy; drafting may turn itself off, as it does by default. Tokens a
+prompts with the profile. Greedy; drafting may turn itself off, as it does by default.
+Tokens a
 second count the reading of the prompt, and are those of the median repeat; the machine should have
 nothing else to do.
 """
@@ -20,9 +21,9 @@ from tqdm import tqdm
 from specbranch import LLM, SamplingParams
 from specbranch.bench.contenders import Contender, Pair
 from specbranch.bench.run import WARM_UP
-from specbranch.lanes.profile import Profile
+from specbranch.config import SpeculativeConfig
+from specbranch.executors.latency_profile import Profile
 from specbranch.metrics import Metrics
-from specbranch.options import DecodingOptions
 from specbranch.prompts import read_prompts
 from specbranch.simulate.measure import measure
 from specbranch.simulate.predict import PROMPTS, predict
@@ -33,7 +34,7 @@ GAMMA = 8  # of SpS and PEARL
 
 def contenders(pair: Pair) -> list[Contender]:
     """The methods that `predict` predicts; SpS and PEARL have one γ on both sides."""
-    free, fixed = DecodingOptions(), DecodingOptions(gamma=GAMMA)
+    free, fixed = SpeculativeConfig(), SpeculativeConfig(gamma=GAMMA)
     both = [c for c in pair.lineup(fixed) if c.method in ("speculative", "pearl")]
     rest = [c for c in pair.lineup(free) if c.method in ("autoregressive", "specbranch")]
     return [*rest, *both, pair.as_in_the_paper()]
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write the measured profile here")
     options = parser.parse_args()
 
-    pair = Pair.load(lambda lanes: LLM(draft=options.draft, lanes=lanes), "auto")
+    pair = Pair.load(lambda executors: LLM(draft=options.draft, executors=executors), "auto")
 
     def encoded(files: list[Path], limit: int | None) -> list[list[int]]:
         texts = [text for file in files for text in read_prompts(file, limit)]
@@ -86,7 +87,7 @@ def main() -> None:
     params = SamplingParams(max_tokens=options.max_tokens)
     results = run(pair, prompts, params, options.repeats)
     pair.close()
-    with LLM(draft=options.draft, lanes="virtual", profile=profile) as llm:
+    with LLM(draft=options.draft, executors="virtual", profile=profile) as llm:
         predicted = predict(llm, profile, prompts, params, gammas=(GAMMA,))
     print("| method | measured tokens/s | predicted | predicted ÷ measured | M | predicted |")
     print("|---|---|---|---|---|---|")

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
-from specbranch.models.loading import ModelSpec, load_model
-from specbranch.models.packing import pack_layers
+from specbranch.models.cpu.prepacking import pack_layers
+from specbranch.models.loader import ModelSpec, load_model
 from specbranch.models.runner import CausalRunner
 from specbranch.prompts import read_prompts
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
-from specbranch.branching import confidence
-from specbranch.models.loading import ModelSpec, load_model
+from specbranch.models.loader import ModelSpec, load_model
+from specbranch.policy.branching import confidence
 from specbranch.prompts import read_prompts
-from specbranch.sampling import TARGET, make_chooser, warp
+from specbranch.sampling.processors import warp
+from specbranch.sampling.samplers import TARGET, make_sampler
 
 PROMPT = 512  # tokens that are read of one
 
@@ -48,7 +49,7 @@ def main() -> None:
     with LLM(draft=None) as llm, torch.inference_mode():
         for temperature in options.temperatures:
             params = SamplingParams(temperature=temperature, seed=1, max_tokens=options.tokens)
-            chooser, processors = make_chooser(params), params.processors()
+            sampler, processors = make_sampler(params), params.processors()
             found: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in drafts}
             for text in tqdm(prompts, f"temperature {temperature:g}"):
                 ids = llm.tokenizer(text, truncation=True, max_length=PROMPT)["input_ids"]
@@ -59,7 +60,7 @@ def main() -> None:
                     logits = draft(torch.tensor([tokens])).logits[0, read - 1 : -1].float()
                     log_q = warp(logits, contexts, processors)
                     pairs = zip(log_q, contexts, strict=True)
-                    scores = torch.stack([chooser.scores(q, len(c), TARGET) for q, c in pairs])
+                    scores = torch.stack([sampler.scores(q, len(c), TARGET) for q, c in pairs])
                     right = scores.argmax(-1) == torch.tensor(tokens[read:])
                     values = confidence(logits), confidence(scores), right.tolist()
                     found[name] += zip(*values, strict=True)

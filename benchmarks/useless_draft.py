@@ -48,7 +48,7 @@ def main() -> None:
                 one.generate(PROMPT, SamplingParams(max_tokens=16))
             ratios = []
             for _ in range(options.repeats):
-                llm.forget()
+                llm.reset()
                 outputs = [one.generate(PROMPT, params)[0] for one in (plain, llm, plain)]
                 before, ours, after = (output.metrics.tokens_per_second for output in outputs)
                 ratios.append(ours / ((before + after) / 2))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from specbranch.models.width import Width
+from specbranch.models.padding import Padding
 from tests.tiny import VOCABULARY, tiny_model
 
 TOLERANCE = 1e-4  # of float32 logits, relative to the largest
@@ -18,8 +18,8 @@ CAPACITY = 64
 BLOCK = 8  # small, so that texts cross its borders
 LONGEST = 19  # more than twice the width, so that runs are split
 WIDTH = 8
-FIXED = Width.fixed(WIDTH)
-ALIGNED = Width(3, aligned=True)
+FIXED = Padding.fixed(WIDTH)
+ALIGNED = Padding(3, aligned=True)
 
 
 @torch.inference_mode()

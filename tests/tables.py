@@ -14,18 +14,18 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions, Lanes
-from specbranch.hrad.signal import Keep, Signal
-from specbranch.lanes.base import Span
-from specbranch.lanes.inline import InlineLane
+from specbranch.executors.base import Span
+from specbranch.executors.inline import InlineExecutor
+from specbranch.methods import DRAFTLESS, METHODS, Executors, SpeculativeConfig
 from specbranch.metrics import Metrics, Round
-from specbranch.models.runner import Aside, Output
-from specbranch.sampling import SamplingParams
+from specbranch.models.runner import LookaheadRow, Output
+from specbranch.policy.signal import Keep, Signal
+from specbranch.policy.tuning import Tuning
+from specbranch.sampling_params import SamplingParams
 from specbranch.sequence import Sequence as Text
-from specbranch.tuning import Tuning
-from specbranch.workers.draft import DraftWorker
+from specbranch.workers.drafter import DraftWorker
 from specbranch.workers.messages import Opening
-from specbranch.workers.target import TargetWorker
+from specbranch.workers.verifier import TargetWorker
 
 Table = Callable[[tuple[int, ...]], Tensor]
 
@@ -65,7 +65,7 @@ class TableRunner:
         self.forwards = 0
         self.tokens_run = 0
 
-    def open(self, sequence: int, capacity: int, width: object = None) -> None:
+    def open(self, sequence: int, capacity: int, padding: object = None) -> None:
         self._states[sequence] = State()
 
     def close(self, sequence: int) -> None:
@@ -82,7 +82,7 @@ class TableRunner:
         sequence: int,
         tokens: Sequence[int],
         layers: int = 0,
-        asides: Sequence[Aside] = (),
+        lookahead_rows: Sequence[LookaheadRow] = (),
     ) -> Output:
         assert tokens
         self.forwards += 1
@@ -95,11 +95,11 @@ class TableRunner:
             state.trunk.append(token)
             rows.append(self._table(tuple(state.trunk)))
         beside = []
-        for aside in asides:
-            path = [asides[i].token for i in aside.sees] + [aside.token]
-            assert aside.position == len(seen) + len(path) - 1
+        for lookahead in lookahead_rows:
+            path = [lookahead_rows[i].token for i in lookahead.sees] + [lookahead.token]
+            assert lookahead.position == len(seen) + len(path) - 1
             beside.append(self._table((*seen, *path)))
-        return Output(torch.stack(rows), asides=torch.stack(beside) if beside else None)
+        return Output(torch.stack(rows), lookahead_rows=torch.stack(beside) if beside else None)
 
     def rewind(self, sequence: int, length: int) -> None:
         state = self._states[sequence]
@@ -144,7 +144,7 @@ class ImpatientDraft(DraftWorker):
 
     @stopped.setter
     def stopped(self, value: object) -> None:
-        """The lane's own is of no interest."""
+        """The executor's own is of no interest."""
 
 
 class MoodyTarget(TargetWorker):
@@ -166,7 +166,7 @@ class WhimsicalTuning(Tuning):
         looked_up: tokens that were verified without the draft.
     """
 
-    def __init__(self, options: DecodingOptions, seed: int) -> None:
+    def __init__(self, options: SpeculativeConfig, seed: int) -> None:
         super().__init__(options)
         self._random = random.Random(seed)
         self.looked_up = 0
@@ -179,8 +179,8 @@ class WhimsicalTuning(Tuning):
     def paused(self, value: bool) -> None:
         pass
 
-    def saw_plain(self, verification: Span, tokens: int = 1) -> None:
-        super().saw_plain(verification, tokens)
+    def observe_plain(self, verification: Span, tokens: int = 1) -> None:
+        super().observe_plain(verification, tokens)
         self.looked_up += sum(verification.forwards) - 1
 
     @property
@@ -209,16 +209,17 @@ def decode(
     draft: Table,
     vocabulary: int,
     params: SamplingParams,
-    options: DecodingOptions | None = None,
+    options: SpeculativeConfig | None = None,
     prompt: Sequence[int] = (0,),
     stop_ids: frozenset[int] = frozenset(),
     ends_text: Callable[[list[int]], bool] = lambda tokens: False,
     draft_vocabulary: int | None = None,
     whims: int | None = None,
 ) -> Decoded:
-    """Run one decoding method over inline lanes; the draft lane gives its own count of tokens.
+    """Run one decoding method over inline executors; the draft executor gives its own count of
+    tokens.
 
-    Methods of the target alone get no other lane: what they draft is what the target is given
+    Methods of the target alone get no other executor: what they draft is what the target is given
     besides the last committed token. The others always draft, also where plain decoding would be
     faster.
 
@@ -226,31 +227,31 @@ def decode(
         whims: a seed of when branch stages are stopped, what the predictor says, and when drafting
             waits for the target or pauses; None is never, nothing, and never.
     """
-    options = replace(options or DecodingOptions(), speculate="always")
+    options = replace(options or SpeculativeConfig(), speculate="always")
     readable = draft_vocabulary or vocabulary
     ours, theirs = TableRunner(target, vocabulary), TableRunner(draft, readable)
     if whims is None:
         verifier, drafter = TargetWorker(ours), DraftWorker(theirs)  # type: ignore[arg-type]
     else:
         verifier, drafter = MoodyTarget(ours, whims), ImpatientDraft(theirs, whims)
-    lanes = Lanes(InlineLane(lambda: verifier, "target"))
+    executors = Executors(InlineExecutor(lambda: verifier, "target"))
     if method not in DRAFTLESS:
-        lanes.draft = InlineLane(lambda: drafter, "draft")
+        executors.draft = InlineExecutor(lambda: drafter, "draft")
     if whims is not None:
-        lanes.tunings[options, True] = WhimsicalTuning(options, whims)
+        executors.tunings[options, True] = WhimsicalTuning(options, whims)
     text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
     most = len(prompt) + params.max_tokens
     opening = Opening(list(prompt), params, most, vocabulary, stop_ids)
-    for lane in lanes.all():
-        lane.submit("open", text.id, opening).result()
-    rounds = list(DECODERS[method](text, lanes, options))
+    for executor in executors.all():
+        executor.submit("open", text.id, opening).result()
+    rounds = list(METHODS[method](text, executors, options))
     metrics = Metrics()
     for done in rounds:
         metrics.add(done)
-    if lanes.draft is None:
+    if executors.draft is None:
         return Decoded(text, rounds, metrics, ours.tokens_run - ours.forwards)
-    drafted = lanes.draft.submit("close", text.id).result()
-    tuning = lanes.tunings.get((options, True))
+    drafted = executors.draft.submit("close", text.id).result()
+    tuning = executors.tunings.get((options, True))
     if isinstance(tuning, WhimsicalTuning):
         drafted += tuning.looked_up
     return Decoded(text, rounds, metrics, drafted)

@@ -26,10 +26,10 @@ from specbranch.bench.speed import ALL, Interval, rates, ratio, speeds
 from specbranch.bench.suites import PAPER_SUITES, Question, load_suite
 from specbranch.cli import main
 from specbranch.errors import InputError
-from specbranch.lanes.base import Span
-from specbranch.lanes.virtual import Profile
+from specbranch.executors.base import Span
+from specbranch.executors.virtual import Profile
 from specbranch.metrics import Fates, Metrics, Round
-from specbranch.models.loading import ModelSpec
+from specbranch.models.loader import ModelSpec
 from tests.test_timeline import ROUNDS
 
 ROWS = [
@@ -169,7 +169,7 @@ def test_texts_that_differ_are_counted():
 
 
 def test_later_turns_see_earlier_ones():
-    with LLM(draft=None, lanes="inline") as llm:
+    with LLM(draft=None, executors="inline") as llm:
 
         class Plain:
             def generate(self, ids, params):
@@ -189,7 +189,7 @@ def test_later_turns_see_earlier_ones():
 
 
 def test_the_reference_of_transformers_decodes_the_same_text():
-    with LLM(method="autoregressive", lanes="inline") as llm:
+    with LLM(method="autoregressive", executors="inline") as llm:
         ids = llm.tokenizer("def quicksort(xs):")["input_ids"]
         params = SamplingParams(max_tokens=24)
         expected = llm.generate([ids], params)[0]

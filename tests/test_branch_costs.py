@@ -6,21 +6,21 @@ from specbranch import LLM
 from specbranch.bench.branch_costs import HEADINGS, branch_costs, plot, table
 from specbranch.bench.contenders import Pair
 from specbranch.bench.trials import CHAIN
+from specbranch.config import MOST_GAMMA
 from specbranch.errors import InputError
-from specbranch.lanes.virtual import Costs, Profile
-from specbranch.options import MOST_GAMMA
+from specbranch.executors.virtual import ModelLatency, Profile
 from tests.tiny import POSITIONS, tiny_model
 
 PROMPTS = [[5, 6, 7, 8], [9, 3]]
-TARGET = Costs({1: 8e-3, 16: 10e-3})
-DRAFT = Costs({1: 1e-3, 12: 2.2e-3}, call=4e-4)
+TARGET = ModelLatency({1: 8e-3, 16: 10e-3})
+DRAFT = ModelLatency({1: 1e-3, 12: 2.2e-3}, call=4e-4)
 TOKEN = 2 * 2 * 2 * 8 * 4  # bytes: layers, keys and values, heads, size of a head, float32
 
 
-def tiny_pair(lanes="virtual", **options):
-    profile = Profile(TARGET, DRAFT) if lanes == "virtual" else None
+def tiny_pair(executors="virtual", **options):
+    profile = Profile(TARGET, DRAFT) if executors == "virtual" else None
     models = tiny_model("llama"), tiny_model("llama", seed=1)
-    llm = LLM.from_models(*models, lanes=lanes, profile=profile, width=None, **options)
+    llm = LLM.from_models(*models, executors=executors, profile=profile, padding=None, **options)
     return Pair(llm, llm)
 
 
@@ -77,9 +77,9 @@ def test_a_plot(costs, tmp_path):
         plot(costs, tmp_path / "costs.pdf")
 
 
-@pytest.mark.parametrize("lanes", ["inline", "thread"])
-def test_on_lanes_of_this_machine(lanes):
-    pair = tiny_pair(lanes)
+@pytest.mark.parametrize("executors", ["inline", "thread"])
+def test_on_lanes_of_this_machine(executors):
+    pair = tiny_pair(executors)
     [one, three] = branch_costs(pair, PROMPTS, widths=[3], max_tokens=6, repeats=1)
     pair.close()
     for cost in (one, three):

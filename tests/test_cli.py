@@ -82,8 +82,8 @@ def test_prompt_from_standard_input_in_a_pipe():
             "--compare draws nothing: use `specbranch compare",
         ),
         (["x", "--limit", "0"], "--limit must be 1 or more, not 0"),
-        (["x", "--lane-timeout", "0"], "lane_timeout must be more than 0 seconds, not 0"),
-        (["x", "--lanes", "inline", "--draft-cores", "0"], "only process lanes have cores"),
+        (["x", "--executor-timeout", "0"], "executor_timeout must be more than 0 seconds, not 0"),
+        (["x", "--executors", "inline", "--draft-cores", "0"], "only process executors have cores"),
         (["x", "--method", "speculative", "--target-cores", "0"], "these are inline"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Compiled forwards: the same numbers as the model's own, bit-identical at any width."""
+"""Compiled forwards: the same numbers as the model's own, bit-identical at any padding."""
 
 import logging
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from specbranch.models import compiled
-from specbranch.models.compiled import CompiledForward, cache_folder, library_name, obstacle
-from specbranch.models.int8 import obstacle as int8_obstacle
-from specbranch.models.operators import CompiledLayers
-from specbranch.models.runner import Aside, CausalRunner
-from specbranch.models.selfcheck import check_runner, invariant_from
-from specbranch.models.width import Width
+from specbranch.models.cpu import compiled
+from specbranch.models.cpu.compiled import CompiledForward, cache_folder, library_name, obstacle
+from specbranch.models.cpu.custom_ops import CompiledLayers
+from specbranch.models.cpu.int8 import obstacle as int8_obstacle
+from specbranch.models.padding import Padding
+from specbranch.models.runner import CausalRunner, LookaheadRow
+from specbranch.models.validation import invariant_from, validate_cache
 from tests.forwards import computing_threads
 from tests.tiny import tiny_model
 
@@ -43,8 +43,8 @@ def runners(request, tmp_path_factory):
     return ours, theirs, folder, request.param
 
 
-def in_chunks(runner, sizes, width, layers=0):
-    runner.open(1, 80, width)
+def in_chunks(runner, sizes, padding, layers=0):
+    runner.open(1, 80, padding)
     outs, left = [], TOKENS
     for size in sizes:
         outs.append(runner.run(1, left[:size], layers))
@@ -59,8 +59,8 @@ def in_chunks(runner, sizes, width, layers=0):
 def test_logits_and_hidden_states_are_the_models(runners):
     ours, theirs, *_ = runners
     assert ours.describe("m").compiled and not theirs.describe("m").compiled
-    check_runner(ours, "m")
-    found, expected = (in_chunks(r, [40, 1, 7], Width(), layers=2) for r in (ours, theirs))
+    validate_cache(ours, "m")
+    found, expected = (in_chunks(r, [40, 1, 7], Padding(), layers=2) for r in (ours, theirs))
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
 
@@ -74,9 +74,9 @@ def test_branches_and_asides_are_run(runners):
         a, b, c = runner.fork(1, [20, 20, 9])
         rows = [runner.step(1, {a: 3}), runner.step(1, {c: 4, b: 5, a: 6})]
         runner.keep(1, a)
-        aside = [Aside(9, 23, []), Aside(8, 24, [0])]
-        out = runner.run(1, [7], asides=aside)
-        results.append([*rows, out.logits, out.asides])
+        lookahead = [LookaheadRow(9, 23, []), LookaheadRow(8, 24, [0])]
+        out = runner.run(1, [7], lookahead_rows=lookahead)
+        results.append([*rows, out.logits, out.lookahead_rows])
         runner.close(1)
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -85,12 +85,12 @@ def test_branches_and_asides_are_run(runners):
 @needs_compiler
 def test_logits_are_bit_identical_at_every_width_and_number_of_threads(runners):
     ours = runners[0]
-    width = Width.pick("auto", invariant_from(ours))
-    expected, _ = in_chunks(ours, [16, 16, 16], width)
+    padding = Padding.pick("auto", invariant_from(ours))
+    expected, _ = in_chunks(ours, [16, 16, 16], padding)
     for threads in (1, 2):
         with computing_threads(threads):
             for sizes in ([1] * 48, [1, 2, 3, 4, 5, 6, 7, 8, 12], [15, 1, 9, 11, 12]):
-                assert torch.equal(in_chunks(ours, sizes, width)[0], expected)
+                assert torch.equal(in_chunks(ours, sizes, padding)[0], expected)
 
 
 @needs_compiler
@@ -115,7 +115,7 @@ def test_library_is_kept_and_belongs_to_the_weights(runners, monkeypatch, caplog
         other.compile("other", verifies=True)
     assert not other.describe("other").compiled
     assert caplog.messages == ["other runs uncompiled, slower: the compiler is broken"]
-    expected = in_chunks(other, [48], Width())[0]
+    expected = in_chunks(other, [48], Padding())[0]
     assert expected.isfinite().all()
 
 
@@ -145,7 +145,7 @@ def test_few_tokens_are_padded_with_copies_of_the_last():
 
     forward._run = run
     mask = torch.tensor([[True, False], [True, True]])
-    logits, [hidden] = forward(compiled.Slab(1, 8), [7, 8], [0, 1], [3, 4], mask)
+    logits, [hidden] = forward(compiled.StaticKVCache(1, 8), [7, 8], [0, 1], [3, 4], mask)
     assert (logits.shape, hidden.shape) == ((2, 3), (2, 5))
     [(ids, positions, slots, rows)] = asked
     assert (ids, positions, slots) == ([[7, 8, 8, 8]], [[3, 4, 4, 4]], [0, 1, 1, 1])

@@ -8,8 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbranch.branching import (
-    KeepRule,
+from specbranch.errors import InputError
+from specbranch.methods import SpeculativeConfig
+from specbranch.models.runner import CausalRunner
+from specbranch.policy.acceptance import Calibration
+from specbranch.policy.branching import (
+    DraftLengthPolicy,
     branch_count,
     candidates,
     confidence,
@@ -17,24 +21,20 @@ from specbranch.branching import (
     outcomes,
     survivor,
 )
-from specbranch.calibration import Calibration
-from specbranch.decoders import DecodingOptions
-from specbranch.errors import InputError
-from specbranch.hrad.signal import Keep, Signal
-from specbranch.models.runner import CausalRunner
-from specbranch.sampling import (
+from specbranch.policy.signal import Keep, Signal
+from specbranch.policy.verify import residual, verify_matching, verify_rejection
+from specbranch.sampling.processors import warp
+from specbranch.sampling.samplers import (
     ACCEPT,
     DRAFT,
     TARGET,
-    Greedy,
-    SamplingParams,
-    Seeded,
+    GreedySampler,
+    GumbelSampler,
     gumbel_noise,
-    warp,
 )
-from specbranch.verify import residual, verify_matching, verify_rejection
-from specbranch.workers.draft import DraftWorker
-from specbranch.workers.messages import Opening, Resolution
+from specbranch.sampling_params import SamplingParams
+from specbranch.workers.drafter import DraftWorker
+from specbranch.workers.messages import CommitUpdate, Opening
 from tests.tiny import VOCABULARY, tiny_model
 
 
@@ -42,7 +42,7 @@ def log(rows):
     return torch.tensor(rows).log()
 
 
-class Scripted(Greedy):
+class Scripted(GreedySampler):
     """Accepts or rejects as it is told, and remembers with which probability."""
 
     def __init__(self, *answers):
@@ -56,10 +56,10 @@ class Scripted(Greedy):
 
 def test_matching_stops_at_the_first_difference():
     log_p = log([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    assert verify_matching([1, 0], log_p, Greedy(), 5) == (2, 1)
-    assert verify_matching([1, 1], log_p, Greedy(), 5) == (1, 0)
-    assert verify_matching([0, 0], log_p, Greedy(), 5) == (0, 1)
-    assert verify_matching([], log_p[:1], Greedy(), 5) == (0, 1)
+    assert verify_matching([1, 0], log_p, GreedySampler(), 5) == (2, 1)
+    assert verify_matching([1, 1], log_p, GreedySampler(), 5) == (1, 0)
+    assert verify_matching([0, 0], log_p, GreedySampler(), 5) == (0, 1)
+    assert verify_matching([], log_p[:1], GreedySampler(), 5) == (0, 1)
 
 
 def test_rejection_weighs_p_against_q_and_samples_the_residual():
@@ -74,9 +74,9 @@ def test_rejection_weighs_p_against_q_and_samples_the_residual():
 
 
 def test_a_token_the_target_prefers_is_accepted_with_probability_one():
-    chooser = Scripted(True)
-    verify_rejection([0], log([[0.9, 0.1], [0.5, 0.5]]), log([[0.5, 0.5]]), chooser, 0)
-    assert chooser.asked == [(1.0, 0)]
+    sampler = Scripted(True)
+    verify_rejection([0], log([[0.9, 0.1], [0.5, 0.5]]), log([[0.5, 0.5]]), sampler, 0)
+    assert sampler.asked == [(1.0, 0)]
 
 
 def test_residual_of_equal_distributions_is_the_distribution():
@@ -167,15 +167,15 @@ ACCEPTANCE = [0.9, 0.5, 0.9]
 @pytest.mark.parametrize(
     ("rule", "kept"),
     [
-        (KeepRule(), 3),
-        (KeepRule(epsilon=0.6), 1),
-        (KeepRule(epsilon=0.6, signal=Signal(Keep.CONFIDENT)), 1),
-        (KeepRule(epsilon=0.6, signal=Signal(Keep.NOTHING)), 0),
-        (KeepRule(epsilon=0.6, signal=Signal(Keep.ALL)), 3),
-        (KeepRule(reach=0.41), 2),  # 0.9, 0.45, 0.405
-        (KeepRule(reach=0.4), 3),
-        (KeepRule(reach=0.95, signal=Signal(Keep.ALL)), 0),
-        (KeepRule(reach=0.0, signal=Signal(Keep.NOTHING)), 3),
+        (DraftLengthPolicy(), 3),
+        (DraftLengthPolicy(epsilon=0.6), 1),
+        (DraftLengthPolicy(epsilon=0.6, signal=Signal(Keep.CONFIDENT)), 1),
+        (DraftLengthPolicy(epsilon=0.6, signal=Signal(Keep.NOTHING)), 0),
+        (DraftLengthPolicy(epsilon=0.6, signal=Signal(Keep.ALL)), 3),
+        (DraftLengthPolicy(reach=0.41), 2),  # 0.9, 0.45, 0.405
+        (DraftLengthPolicy(reach=0.4), 3),
+        (DraftLengthPolicy(reach=0.95, signal=Signal(Keep.ALL)), 0),
+        (DraftLengthPolicy(reach=0.0, signal=Signal(Keep.NOTHING)), 3),
     ],
 )
 def test_what_is_kept_of_a_draft(rule, kept):
@@ -217,7 +217,7 @@ def test_confidence_counts_the_noise_where_the_target_chooses_by_it_too():
     ):
         drafter = DraftWorker(CausalRunner(model))
         drafter.open(0, Opening([5, 6, 7], params, 40, VOCABULARY, frozenset()))
-        chain = drafter.draft(0, Resolution(3), 1, KeepRule())
+        chain = drafter.draft(0, CommitUpdate(3), 1, DraftLengthPolicy())
         assert chain.confidences == pytest.approx(confidence(expected), rel=1e-4)
 
 
@@ -239,7 +239,7 @@ def test_noise_belongs_to_its_position_and_stream():
 
 def test_coupling_shares_the_targets_noise_and_rejection_does_not():
     flat = torch.zeros(1000)
-    coupled, apart = Seeded(3, coupled=True), Seeded(3, coupled=False)
+    coupled, apart = GumbelSampler(3, coupled=True), GumbelSampler(3, coupled=False)
     assert coupled.token(flat, 9, DRAFT) == coupled.token(flat, 9, TARGET)
     assert apart.token(flat, 9, TARGET) == coupled.token(flat, 9, TARGET)
     assert apart.token(flat, 9, DRAFT) != apart.token(flat, 9, TARGET)
@@ -282,4 +282,4 @@ def test_bad_sampling_parameters_are_named_in_one_line(wrong):
 @pytest.mark.parametrize("wrong", [{"gamma": 0}, {"epsilon": 1.1}, {"k_max": 0}])
 def test_bad_decoding_options_are_named_in_one_line(wrong):
     with pytest.raises(InputError, match=f"^{next(iter(wrong))} must be [^\n]*$"):
-        DecodingOptions(**wrong)
+        SpeculativeConfig(**wrong)

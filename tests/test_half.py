@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from specbranch.models.compiled import compiler
-from specbranch.models.half import HalfLinear, scaled
-from specbranch.models.operators import SOURCE, CompiledLayers
-from specbranch.models.packing import PackedLinear, pack
+from specbranch.models.cpu.compiled import compiler
+from specbranch.models.cpu.custom_ops import SOURCE, CompiledLayers
+from specbranch.models.cpu.half import HalfLinear, scaled
+from specbranch.models.cpu.prepacking import PackedLinear, pack
 from tests.forwards import computing_threads, product_of_rows
 from tests.tiny import tiny_model
 
@@ -101,7 +101,7 @@ def test_compiled_code_finds_the_layers_of_the_model_that_runs(tmp_path):
 def test_what_the_compiler_says_is_told(tmp_path, monkeypatch):
     broken = tmp_path / "broken.cpp"
     broken.write_text("int main( {")
-    monkeypatch.setattr("specbranch.models.operators.SOURCE", broken)
+    monkeypatch.setattr("specbranch.models.cpu.custom_ops.SOURCE", broken)
     monkeypatch.setattr("torch.ops.specbranch", object())
     if compiler() is None:
         pytest.skip("no C++ compiler here")

@@ -1,4 +1,4 @@
-"""H-RAD offline: records of texts, training on records made by hand, rivals, files, refusals."""
+"""H-RAD offline: records of texts, training on records made by hand, baselines, files, refusals."""
 
 import json
 import math
@@ -11,20 +11,20 @@ import torch
 from safetensors.torch import save_file
 
 from specbranch.cli import main
-from specbranch.decoders.speculative import speculative
-from specbranch.errors import InputError, LaneError
-from specbranch.hrad import rivals
-from specbranch.hrad.collect import Prompt, collect, record
-from specbranch.hrad.predictor import HRAD
-from specbranch.hrad.records import Collection, Records, Setting, manifest
-from specbranch.hrad.scores import Fit, Scores
-from specbranch.hrad.signal import Keep
-from specbranch.hrad.train import Recipe, fit, split
+from specbranch.config import SpeculativeConfig
+from specbranch.errors import ExecutorError, InputError
 from specbranch.llm import LLM
-from specbranch.options import DecodingOptions
-from specbranch.sampling import SamplingParams
-from specbranch.workers.draft import DraftWorker
-from specbranch.workers.target import TargetWorker
+from specbranch.methods.speculative import speculative
+from specbranch.policy.hrad import HRAD
+from specbranch.policy.signal import Keep
+from specbranch.sampling_params import SamplingParams
+from specbranch.training.hrad import baselines
+from specbranch.training.hrad.collect import Prompt, collect, record
+from specbranch.training.hrad.records import Collection, RecordingSetup, Records, manifest
+from specbranch.training.hrad.scores import Fit, Scores
+from specbranch.training.hrad.train import Recipe, fit, split
+from specbranch.workers.drafter import DraftWorker
+from specbranch.workers.verifier import TargetWorker
 from tests.tiny import tiny_model
 
 GAMMA, LAYERS = 3, 2
@@ -33,7 +33,7 @@ GREEDY = SamplingParams(max_tokens=40, ignore_eos=True)
 
 
 def made_for(gamma=GAMMA, hidden_size=32):
-    return Setting("big", "b1", "small", "s1", gamma, 1, hidden_size, "float32")
+    return RecordingSetup("big", "b1", "small", "s1", gamma, 1, hidden_size, "float32")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def pair():
 
 
 def collection(llm, folder, params=GREEDY, **changes):
-    setting = replace(Setting.of(llm.target, llm.draft, GAMMA, LAYERS), **changes)
+    setting = replace(RecordingSetup.of(llm.target, llm.draft, GAMMA, LAYERS), **changes)
     return Collection(folder, manifest(setting, params))
 
 
@@ -60,7 +60,7 @@ def test_a_record_is_of_the_round_after_its_features(pair):
     llm, target = pair
     found = record(llm, [5, 6, 7], GREEDY, GAMMA, LAYERS)
     request = llm.request([5, 6, 7], GREEDY)
-    rounds = list(llm.run(request, speculative, DecodingOptions(GAMMA)))
+    rounds = list(llm.run(request, speculative, SpeculativeConfig(GAMMA)))
     text = [5, 6, 7, *request.sequence.tokens]
     ends = list(accumulate((len(done.tokens) for done in rounds), initial=3))
     full = [i for i, done in enumerate(rounds) if i and done.chain == GAMMA]
@@ -86,12 +86,12 @@ def test_a_lost_draft_is_no_end_of_a_text(pair, monkeypatch):
     _, target = pair
     with LLM.from_models(target, tiny_model("llama")) as llm:
         monkeypatch.setattr(DraftWorker, "draft", dies)
-        with pytest.raises(LaneError, match="the draft lane was lost"):
+        with pytest.raises(ExecutorError, match="the draft executor was lost"):
             record(llm, [5, 6, 7], GREEDY, GAMMA, LAYERS)
 
 
 def dies(*arguments):
-    raise LaneError("draft", "died")
+    raise ExecutorError("draft", "died")
 
 
 def test_an_interrupted_collection_goes_on_where_it_was(pair, tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_collection_takes_only_its_own_kind(pair, tmp_path):
     with pytest.raises(InputError, match="is damaged"):
         Collection(tmp_path / "r").load()
     with pytest.raises(InputError, match="layers must be 2 or fewer, not 3"):
-        Setting.of(llm.target, llm.draft, GAMMA, 3)
+        RecordingSetup.of(llm.target, llm.draft, GAMMA, 3)
 
 
 def test_labels_and_judged_tokens():
@@ -196,16 +196,18 @@ def test_what_can_be_learned_is_learned(shuffled):
     parts = split(synthetic(shuffled), 0.2, seed=0)
     recipe = Recipe(epochs=15)
     model = fit(made_for(4, 128), parts, recipe, "test")
-    found = rivals.compare(model, parts, recipe)
+    found = baselines.compare(model, parts, recipe)
     macro = {name: scores.macro_f1 for name, scores in found.classes.items()}
     loss = {name: fitted.log_loss for name, fitted in found.tokens.items()}
     if shuffled:
-        assert macro[rivals.CLASSES] < 0.45
-        assert loss[rivals.TOKENS] > 0.97 * loss[rivals.LOGISTIC]
+        assert macro[baselines.CLASSES] < 0.45
+        assert loss[baselines.TOKENS] > 0.97 * loss[baselines.LOGISTIC]
     else:
-        assert min(macro[rivals.CLASSES], macro[rivals.EXPLICIT]) > 0.65
-        assert macro[rivals.TOKENS] > 0.7
-        assert loss[rivals.TOKENS] < 0.5 * loss[rivals.LOGISTIC] < 0.5 * loss[rivals.CONSTANT]
+        assert min(macro[baselines.CLASSES], macro[baselines.EXPLICIT]) > 0.65
+        assert macro[baselines.TOKENS] > 0.7
+        assert (
+            loss[baselines.TOKENS] < 0.5 * loss[baselines.LOGISTIC] < 0.5 * loss[baselines.CONSTANT]
+        )
 
 
 def test_training_is_repeatable():
@@ -220,12 +222,12 @@ def test_rules_on_confidences():
     confidences = torch.tensor([[0.9, 0.9, 0.9], [0.9, 0.2, 0.9], [0.1, 0.9, 0.9], [0.9, 0.8, 0.0]])
     offered, accepted = torch.tensor([3, 3, 3, 2]), torch.tensor([3, 1, 0, 2])
     rows = Records(torch.zeros(4, 1), confidences, offered, accepted, torch.zeros(4))
-    assert rivals.implicit(rows, 0.5).tolist() == [2, 1, 0, 2]
-    assert rivals.implicit(rows, 0.85).tolist() == [2, 1, 0, 1]
-    assert 0.2 < rivals.best_epsilon(rows) <= 0.8
+    assert baselines.implicit(rows, 0.5).tolist() == [2, 1, 0, 2]
+    assert baselines.implicit(rows, 0.85).tolist() == [2, 1, 0, 1]
+    assert 0.2 < baselines.best_epsilon(rows) <= 0.8
     # 0: nothing 0.6; 1: 0.4 · (1 − 0.7 · 0.9); then all of two tokens: 0.9 · 0.9.
     acceptance = torch.tensor([[0.4, 0.7, 0.9], [0.8, 0.3, 0.9], [0.1, 0.9, 0.9], [0.9, 0.9, 0.0]])
-    assert rivals.likeliest(acceptance, rows).tolist() == [0, 1, 0, 2]
+    assert baselines.likeliest(acceptance, rows).tolist() == [0, 1, 0, 2]
 
 
 def test_scores_by_hand():
@@ -266,7 +268,7 @@ def test_signal_by_hand(predictor):
     offsets = weights["offsets.weight"] @ h + weights["offsets.bias"]
     assert signal.offsets == pytest.approx(offsets, abs=1e-4)
     assert signal.slopes == pytest.approx(weights["slopes"])
-    # What the lane computes of it is what training computed for rows.
+    # What the executor computes of it is what training computed for rows.
     confidences = [0.9, 0.0, 0.3]
     rows = predictor.token_scores(torch.tensor([signal.offsets]), torch.tensor([confidences]))
     assert signal.acceptance(confidences) == pytest.approx(rows[0].sigmoid().tolist(), abs=1e-6)
@@ -301,7 +303,7 @@ def test_files_that_are_no_predictor(predictor, tmp_path):
 
 def test_a_predictor_is_for_one_pair_and_one_gamma(pair):
     llm, _ = pair
-    model = HRAD(Setting.of(llm.target, llm.draft, GAMMA, LAYERS))
+    model = HRAD(RecordingSetup.of(llm.target, llm.draft, GAMMA, LAYERS))
     model.check(llm.target, llm.draft)
     model.check(replace(llm.target, name="a copy"), llm.draft, GAMMA)
     with pytest.raises(InputError, match="is for gamma 3, not 4"):
@@ -341,7 +343,7 @@ def test_from_prompts_to_a_predictor(tmp_path, capsys):
     assert "<svg" in plot.read_text()
     model = HRAD.load(out)
     assert (model.gamma, model.layers, model.setting.draft) == (2, 4, "draft")
-    assert model.trained["held_out"]["macro_f1"].keys() == rivals.GOES_BY.keys()
+    assert model.trained["held_out"]["macro_f1"].keys() == baselines.GOES_BY.keys()
 
 
 @pytest.mark.parametrize(
@@ -380,8 +382,8 @@ def test_hrad_is_not_asked_where_noise_says_more(monkeypatch):
 
     monkeypatch.setattr(TargetWorker, "open", open_)
     sampled = SamplingParams(max_tokens=4, temperature=1.0, seed=1)
-    paper = DecodingOptions(epsilon=0.3)
-    with LLM(lanes="inline") as llm:
+    paper = SpeculativeConfig(epsilon=0.3)
+    with LLM(executors="inline") as llm:
         llm.generate("def f", SamplingParams(max_tokens=4))
         llm.generate("def f", replace(sampled, acceptance="rejection"))
         llm.generate("def f", sampled, options=paper)

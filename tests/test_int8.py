@@ -8,12 +8,13 @@ from torch import nn
 
 from specbranch import LLM, SamplingParams
 from specbranch.errors import InputError
-from specbranch.models import int8, loading
-from specbranch.models.compiled import compiler
-from specbranch.models.int8 import LARGEST, ZERO, Int8Linear, obstacle, quantized
-from specbranch.models.loading import ModelSpec, load_model
-from specbranch.models.operators import CompiledLayers
-from specbranch.models.packing import pack
+from specbranch.models import loader
+from specbranch.models.cpu import int8
+from specbranch.models.cpu.compiled import compiler
+from specbranch.models.cpu.custom_ops import CompiledLayers
+from specbranch.models.cpu.int8 import LARGEST, ZERO, Int8Linear, obstacle, quantized
+from specbranch.models.cpu.prepacking import pack
+from specbranch.models.loader import ModelSpec, load_model
 from tests.forwards import computing_threads, product_of_rows
 from tests.refusals import refusal
 from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
@@ -99,7 +100,7 @@ def test_texts_are_those_of_the_quantized_target(tmp_path):
         with LLM(
             target,
             draft,
-            lanes="inline",
+            executors="inline",
             quantization="int8",
             draft_quantization=kind,
             speculate="always",
@@ -129,7 +130,7 @@ def test_what_cannot_be_quantized_is_refused(model_folder, monkeypatch):
     assert message == "unknown quantization 'int4': use int8, or leave it out"
     message = refusal(InputError, lambda: load(name, sharded=True))
     assert message == f"{name} cannot be quantized to int8: it is sharded over devices"
-    monkeypatch.setattr(loading, "int8_obstacle", lambda device: None)
+    monkeypatch.setattr(loader, "int8_obstacle", lambda device: None)
     message = refusal(InputError, lambda: load(name, dtype="bfloat16"))
     assert message == "int8 layers take and give float32: use dtype auto, not bfloat16"
 

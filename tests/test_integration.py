@@ -41,7 +41,7 @@ def test_greedy_text_is_that_of_transformers(target: Model, drafts: Drafts, name
         assert ours.tolist() == plain.tolist()
     plain, ours = both(target, drafts[name], **prompt(6))
     assert ours.tolist() == plain.tolist()
-    options: dict[str, Any] = {"method": "speculative", "gamma": 3, "epsilon": 0.4, "width": 8}
+    options: dict[str, Any] = {"method": "speculative", "gamma": 3, "epsilon": 0.4, "padding": 8}
     assert ours_alone(target, drafts[name], **prompt(6), **options).tolist() == plain.tolist()
 
 

@@ -19,8 +19,8 @@ from transformers import (
 from transformers import PreTrainedModel as Model
 
 import specbranch
-from specbranch import integration
 from specbranch.errors import InputError, UnsupportedModelError
+from specbranch.integrations import transformers as integration
 from tests.hook import POSITIONS, Recorder, ours_alone, padded, prompt, tiny
 
 
@@ -44,7 +44,7 @@ def test_assistant_model_is_taken_where_it_arrives(target: Model, draft: Model) 
         ({"draft_model": "draft"}, "a loaded model, not a str"),
         ({"method": "pearl-necklace"}, "unknown method 'pearl-necklace': use autoregressive"),
         ({"gamma": 0}, "gamma must be 1 or more, or auto, not 0"),
-        ({"width": 0}, "width must be 1 or more, or None, not 0"),
+        ({"padding": 0}, "padding must be 1 or more, or None, not 0"),
         ({"num_beams": 2}, "no beam_search: leave out num_beams"),
         ({"prompt_lookup_num_tokens": 3}, "no assisted_generation"),
         (
@@ -102,7 +102,7 @@ def test_models_are_checked_once_and_again_when_they_change(
 ) -> None:
     checked = []
     monkeypatch.setattr(
-        integration, "check_runner", lambda runner, name, width: checked.append(name)
+        integration, "validate_cache", lambda runner, name, padding: checked.append(name)
     )
     pair = tiny(6), tiny(7)
     for _ in range(3):

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 
 from specbranch import LLM, SamplingParams
-from specbranch.decoders import DECODERS, DRAFTLESS
 from specbranch.errors import InputError
+from specbranch.methods import DRAFTLESS, METHODS
 
 PROMPTS = ["def quicksort(xs):", "Question: A robe takes 2 bolts.\nAnswer:", "The city of "]
-SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
+SPECULATIVE = sorted(set(METHODS) - {"autoregressive"})
 
 
 @pytest.fixture(scope="module", params=["draft", "draft-weak"])
 def llm(request):
-    with LLM(draft=request.param, lanes="inline", speculate="always") as llm:
+    with LLM(draft=request.param, executors="inline", speculate="always") as llm:
         yield llm
 
 
@@ -42,7 +42,7 @@ def test_text_is_that_of_plain_decoding(llm, method, params):
 
 def test_bfloat16_is_bit_exact():
     """In bfloat16 the text of methods that round differently parts within a few tokens."""
-    with LLM(dtype="bfloat16", lanes="inline") as llm:
+    with LLM(dtype="bfloat16", executors="inline") as llm:
         params = SamplingParams(max_tokens=48)
         plain = llm.generate(PROMPTS[:2], params, method="autoregressive")
         for method in SPECULATIVE:
@@ -76,9 +76,9 @@ def test_token_ids_as_prompt(llm):
 
 
 def test_the_context_limit_ends_the_text():
-    with LLM(max_model_len=24, lanes="inline") as llm:
+    with LLM(max_model_len=24, executors="inline") as llm:
         ids = llm.tokenizer("def quicksort(xs):")["input_ids"]
-        for method in DECODERS:
+        for method in METHODS:
             output = llm.generate(
                 ids, SamplingParams(max_tokens=100, ignore_eos=True), method=method
             )[0]
@@ -90,17 +90,17 @@ def test_the_context_limit_ends_the_text():
 
 def test_a_text_as_long_as_the_model_allows():
     """Drafts, branches and padding reach past the last position without touching it."""
-    with LLM(lanes="inline") as llm:
+    with LLM(executors="inline") as llm:
         ids = [0] + llm.tokenizer("word")["input_ids"][1:2] * (llm.max_model_len - 13)
         params = SamplingParams(max_tokens=100, ignore_eos=True)
-        texts = [llm.generate(ids, params, method=m)[0].outputs[0].token_ids for m in DECODERS]
+        texts = [llm.generate(ids, params, method=m)[0].outputs[0].token_ids for m in METHODS]
         assert len(texts[0]) == 12
         assert texts[1:] == texts[:1] * (len(texts) - 1)
 
 
 @pytest.mark.parametrize("method", ["lookup", "lookahead"])
 def test_drafting_without_a_draft(method):
-    with LLM(draft=None, method=method, lanes="inline") as llm:
+    with LLM(draft=None, method=method, executors="inline") as llm:
         assert llm.draft is None
         prompt, params = "one two three one two three one two", SamplingParams(max_tokens=40)
         plain = llm.generate(prompt, params, method="autoregressive")[0]
@@ -116,8 +116,8 @@ def test_a_closed_generator_frees_its_sequence(llm):
     stream.close()
     first = llm.generate(PROMPTS[0], SamplingParams(max_tokens=5))
     assert len(first[0].outputs[0].token_ids) == 5
-    assert llm._lanes.target._host._worker._texts == {}
-    assert llm._lanes.draft._host._worker._texts == {}
+    assert llm._executors.target._host._worker._texts == {}
+    assert llm._executors.draft._host._worker._texts == {}
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_bad_methods_and_widths():
         LLM(method="psychic")
     with pytest.raises(InputError, match="'speculative' needs a draft"):
         LLM(draft=None, method="speculative")
-    with pytest.raises(InputError, match="width must be auto, 1 or more, or None, not 0"):
-        LLM(width=0)
+    with pytest.raises(InputError, match="padding must be auto, 1 or more, or None, not 0"):
+        LLM(padding=0)
     with pytest.raises(InputError, match="max_model_len must be between 2 and 1024"):
         LLM(max_model_len=5000)
     with pytest.raises(InputError, match="unknown dtype 'int3': use auto, float32"):
@@ -149,10 +149,10 @@ def test_bad_methods_and_widths():
 
 
 def test_sampled_texts_do_not_turn_the_draft_off_for_greedy_ones():
-    with LLM(lanes="inline") as llm:
+    with LLM(executors="inline") as llm:
         sampled = SamplingParams(max_tokens=8, temperature=1.0, seed=1)
         llm.generate(PROMPTS[0], sampled)
-        [tuning] = llm._lanes.tunings.values()
+        [tuning] = llm._executors.tunings.values()
         tuning.paused, tuning._plain_left = True, 1000
         [output] = llm.generate(PROMPTS[0], replace(sampled, max_tokens=30))
         assert output.metrics.draft_stages == 0

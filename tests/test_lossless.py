@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbranch.decoders import DECODERS, DRAFTLESS, DecodingOptions
-from specbranch.sampling import SamplingParams
+from specbranch.methods import DRAFTLESS, METHODS, SpeculativeConfig
+from specbranch.sampling_params import SamplingParams
 from tests.tables import decode, imitation, random_table
 
 VOCABULARY = 11
-SPECULATIVE = sorted(set(DECODERS) - {"autoregressive"})
-WITH_DRAFT = sorted(set(DECODERS) - DRAFTLESS)
+SPECULATIVE = sorted(set(METHODS) - {"autoregressive"})
+WITH_DRAFT = sorted(set(METHODS) - DRAFTLESS)
 
 options = st.builds(
-    DecodingOptions,
+    SpeculativeConfig,
     gamma=st.just("auto") | st.integers(1, 12),
     epsilon=st.sampled_from(["auto", 0.0, 0.2, 0.5, 0.8, 1.0]),
     k_max=st.just("auto") | st.integers(1, 8),
@@ -89,7 +89,7 @@ def test_a_draft_equal_to_the_target_is_always_accepted(method):
     target = random_table(3, VOCABULARY)
     # Cold enough for AdaEDL, which stops at high entropy.
     params = SamplingParams(max_tokens=60, temperature=0.3, seed=4)
-    options = DecodingOptions(gamma=4, epsilon=0.0)
+    options = SpeculativeConfig(gamma=4, epsilon=0.0)
     done = decode(method, target, target, VOCABULARY, params, options)
     assert done.metrics.rollback_rate == 0
     # Five tokens a call: four drafted and the target's own, or the surviving candidate. That is
@@ -109,7 +109,7 @@ def test_the_draft_may_pad_its_vocabulary_otherwise(method, size):
         return torch.cat([logits, torch.full((size - len(logits),), 50.0)])
 
     params = SamplingParams(temperature=1.0, seed=2, max_tokens=60)
-    arguments = (target, draft, VOCABULARY, params, DecodingOptions(gamma=4, epsilon=0.2), (0,))
+    arguments = (target, draft, VOCABULARY, params, SpeculativeConfig(gamma=4, epsilon=0.2), (0,))
     plain, ours = (decode(m, *arguments, draft_vocabulary=size) for m in ("autoregressive", method))
     assert plain.text.tokens == ours.text.tokens
     assert max(plain.text.tokens) >= 7

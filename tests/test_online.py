@@ -2,15 +2,15 @@
 
 import torch
 
-from specbranch.hrad.online import LEAST, OnlineHRAD
-from specbranch.hrad.records import Setting
-from specbranch.hrad.signal import Keep
 from specbranch.llm import LLM
-from specbranch.sampling import SamplingParams
+from specbranch.policy.online_hrad import LEAST, OnlineHRAD
+from specbranch.policy.signal import Keep
+from specbranch.sampling_params import SamplingParams
+from specbranch.training.hrad.records import RecordingSetup
 
 
 def online() -> OnlineHRAD:
-    setting = Setting("t", "", "d", "", gamma=4, layers=1, hidden_size=8, dtype="float32")
+    setting = RecordingSetup("t", "", "d", "", gamma=4, layers=1, hidden_size=8, dtype="float32")
     return OnlineHRAD(setting, torch.device("cpu"))
 
 
@@ -20,7 +20,7 @@ def show(learner: OnlineHRAD, rounds: int) -> None:
     for i in range(rounds):
         z = torch.randn(16, generator=generator)
         z[0] = 2.0 if i % 2 else -2.0
-        learner.saw(z, [0.5] * 4, 4 if i % 2 else 0)
+        learner.observe(z, [0.5] * 4, 4 if i % 2 else 0)
         learner.learn()
 
 
@@ -30,7 +30,7 @@ def test_online_says_nothing_before_it_has_seen_enough():
     assert learner.signal(torch.zeros(16)) is None
     show(learner, 1)
     assert learner.signal(torch.zeros(16)) is not None
-    learner.forget()
+    learner.reset()
     assert learner.signal(torch.zeros(16)) is None
 
 
@@ -47,20 +47,22 @@ def test_online_learns_from_the_outcomes():
 
 def test_online_takes_chains_longer_than_its_gamma_and_none_at_all():
     learner = online()
-    learner.saw(torch.zeros(16), [0.5] * 9, 7)
-    learner.saw(torch.zeros(16), [], 0)
+    learner.observe(torch.zeros(16), [0.5] * 9, 7)
+    learner.observe(torch.zeros(16), [], 0)
     for _ in range(LEAST):
-        learner.saw(torch.zeros(16), [0.9], 1)
+        learner.observe(torch.zeros(16), [0.9], 1)
         learner.learn()
     assert learner.signal(torch.zeros(16)).acceptance([0.9])[0] > 0.5
 
 
 def test_online_changes_no_token_and_sees_every_chain(monkeypatch):
     seen = []
-    saw = OnlineHRAD.saw
-    monkeypatch.setattr(OnlineHRAD, "saw", lambda self, *row: (seen.append(row), saw(self, *row)))
+    observe = OnlineHRAD.observe
+    monkeypatch.setattr(
+        OnlineHRAD, "observe", lambda self, *row: (seen.append(row), observe(self, *row))
+    )
     params = SamplingParams(max_tokens=200)
-    with LLM(hrad="online", lanes="inline", speculate="always", retrieval=False) as llm:
+    with LLM(hrad="online", executors="inline", speculate="always", retrieval=False) as llm:
         [ours] = llm.generate("def f(x):", params)
         [plain] = llm.plain().generate("def f(x):", params)
     assert ours.outputs[0].token_ids == plain.outputs[0].token_ids

@@ -6,10 +6,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from specbranch.decoders import DECODERS, DecodingOptions
-from specbranch.sampling import SamplingParams
-from specbranch.workers import draft as draft_worker
-from specbranch.workers import target as target_worker
+from specbranch.methods import METHODS, SpeculativeConfig
+from specbranch.sampling_params import SamplingParams
+from specbranch.workers import drafter as draft_worker
+from specbranch.workers import verifier as target_worker
 from tests.tables import decode, imitation, random_table
 
 
@@ -93,11 +93,11 @@ def test_enumeration_of_all_draws_gives_the_targets_distribution(
 ):
     enumerator = Enumerator()
     for module in (draft_worker, target_worker):
-        monkeypatch.setattr(module, "make_chooser", lambda params: enumerator)
+        monkeypatch.setattr(module, "make_sampler", lambda params: enumerator)
     target = random_table(7, vocabulary, scale=1.0)
     draft = imitation(target, 8, vocabulary, noise=1.0)
     params = SamplingParams(temperature=0.9, seed=0, max_tokens=length, acceptance="rejection")
-    options = DecodingOptions(gamma, epsilon, k_max, branching)
+    options = SpeculativeConfig(gamma, epsilon, k_max, branching)
     found = defaultdict(float)
     runs, going = 0, True
     while going:
@@ -116,12 +116,12 @@ def test_enumeration_of_all_draws_with_retrieved_chains(monkeypatch, branching):
     """A prompt that repeats itself, so that chains and branches come from it."""
     enumerator = Enumerator()
     for module in (draft_worker, target_worker):
-        monkeypatch.setattr(module, "make_chooser", lambda params: enumerator)
+        monkeypatch.setattr(module, "make_sampler", lambda params: enumerator)
     vocabulary, length, prompt = 2, 5, (0, 1) * 6
     target = random_table(7, vocabulary, scale=1.0)
     draft = imitation(target, 8, vocabulary, noise=1.0)
     params = SamplingParams(temperature=0.9, seed=0, max_tokens=length, acceptance="rejection")
-    options = DecodingOptions(1, 0.0, 8, branching)
+    options = SpeculativeConfig(1, 0.0, 8, branching)
     found = defaultdict(float)
     stages = survivors = 0
     going = True
@@ -141,14 +141,14 @@ def chi_square_99_9(degrees: int) -> float:
     return degrees * (1 - 2 / (9 * degrees) + 3.0902 * math.sqrt(2 / (9 * degrees))) ** 3
 
 
-@pytest.mark.parametrize("method", sorted(set(DECODERS) - {"autoregressive"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"autoregressive"}))
 @pytest.mark.parametrize("acceptance", ["rejection", "coupled"])
 def test_seeded_sampling_has_the_targets_distribution(method, acceptance):
     """Error rate: a correct sampler fails one set of seeds in a thousand; these seeds are fixed."""
     vocabulary, length, runs = 3, 3, 4000
     target = random_table(11, vocabulary, scale=1.0)
     draft = imitation(target, 12, vocabulary, noise=1.5)
-    options = DecodingOptions(gamma=2, epsilon=0.4, k_max=2)
+    options = SpeculativeConfig(gamma=2, epsilon=0.4, k_max=2)
     counts = Counter()
     for seed in range(runs):
         params = SamplingParams(
@@ -179,7 +179,7 @@ def test_rejection_accepts_more_often_than_coupling():
                 draft,
                 vocabulary,
                 SamplingParams(temperature=1.0, seed=s, max_tokens=100, acceptance=rule),
-                DecodingOptions(gamma=4),
+                SpeculativeConfig(gamma=4),
             ).metrics.fates.accepted
             for s in range(20)
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specbranch.calibration import Calibration
-from specbranch.retrieval import LONGEST, TRIED, Lookup, Match, Replay, Suffixes
+from specbranch.policy.acceptance import Calibration
+from specbranch.policy.ngram import LONGEST, TRIED, Lookup, Match, Replay, SuffixIndex
 
 TEXTS = st.lists(st.integers(0, 3), max_size=TRIED)
 
 
-def suffixes(text: list[int], shortest: int = 2) -> Suffixes:
-    made = Suffixes(shortest)
+def suffixes(text: list[int], shortest: int = 2) -> SuffixIndex:
+    made = SuffixIndex(shortest)
     made.extend(text)
     return made
 
@@ -69,10 +69,10 @@ def replay(prompt: list[int], most: int = 4, stop: int = -1) -> Replay:
 def test_lookup_alone_is_played_over_the_text() -> None:
     played = replay([1, 2, 3, 4, 5, 1, 2])
     # 3 4 5 1 is verified, of which 3 4 is right.
-    assert played.saw([3, 4]) == []
-    assert played.saw([9, 8]) == [Lookup(4, 3), Lookup(0, 1)]  # nothing was like 4 9
+    assert played.observe([3, 4]) == []
+    assert played.observe([9, 8]) == [Lookup(4, 3), Lookup(0, 1)]  # nothing was like 4 9
     # After 8 1 there is nothing either; then 3 4 9 8, all right, and one more.
-    assert played.saw([1, 2, 3, 4, 9, 8, 7]) == [Lookup(0, 1), Lookup(0, 1), Lookup(4, 5)]
+    assert played.observe([1, 2, 3, 4, 9, 8, 7]) == [Lookup(0, 1), Lookup(0, 1), Lookup(4, 5)]
 
 
 @given(TEXTS, TEXTS, st.integers(0, 5), st.integers(0, 3))
@@ -91,18 +91,18 @@ def test_replayed_rounds_are_those_that_lookup_would_make(
         if right >= len(rest):
             break
         made.append(Lookup(len(chain), right + 1))
-        rounds.saw(rest[: right + 1])
+        rounds.observe(rest[: right + 1])
         place += right + 1
     played = replay(prompt, most, stop)
-    assert [each for token in text for each in played.saw([token])] == made
+    assert [each for token in text for each in played.observe([token])] == made
 
 
 def test_a_round_under_way_is_forgotten() -> None:
     played = replay([1, 2, 3, 4, 5, 1, 2])
-    played.saw([3])
+    played.observe([3])
     assert played.chain(4) == [4, 5, 1, 2]
-    assert played.saw([4]) == []
-    assert played.saw([6]) == [Lookup(4, 2)]
+    assert played.observe([4]) == []
+    assert played.observe([6]) == [Lookup(4, 2)]
 
 
 def test_what_is_seldom_right_is_not_verified_until_it_is_again() -> None:
@@ -111,7 +111,7 @@ def test_what_is_seldom_right_is_not_verified_until_it_is_again() -> None:
 
     def longest(follows: list[int]) -> int:
         """Of the chains verified while 1 2 goes on so each time."""
-        return max(each.chain for token in follows for each in played.saw([1, 2, token]))
+        return max(each.chain for token in follows for each in played.observe([1, 2, token]))
 
     assert longest([3, 3, 3, 3]) > 0
     longest(list(range(100, 200)))

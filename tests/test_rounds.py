@@ -8,12 +8,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.distributions import Categorical
 
-from specbranch.decoders import DECODERS, DecodingOptions
-from specbranch.decoders.adaedl import Threshold
-from specbranch.decoders.lookahead import Window
+from specbranch.methods import METHODS, SpeculativeConfig
+from specbranch.methods.adaedl import Threshold
+from specbranch.methods.lookahead import Window
 from specbranch.metrics import Fates, Metrics, Round
-from specbranch.models.runner import Aside
-from specbranch.sampling import SamplingParams
+from specbranch.models.runner import LookaheadRow
+from specbranch.sampling_params import SamplingParams
 from specbranch.sequence import FinishReason, Origin, Sequence
 from tests.tables import Table, decode
 
@@ -50,7 +50,7 @@ def text(*tokens: int) -> dict[tuple[int, ...], list[float]]:
 def run(
     method, target, draft, max_tokens, gamma=3, k_max=2, epsilon=0.3, branching="point", **more
 ):
-    options = DecodingOptions(gamma, epsilon, k_max, branching)
+    options = SpeculativeConfig(gamma, epsilon, k_max, branching)
     params = SamplingParams(max_tokens=max_tokens)
     return decode(method, story(target), story(draft), VOCABULARY, params, options, **more)
 
@@ -87,15 +87,15 @@ def test_adaedl_stops_where_the_draft_hesitates():
 def test_adaedl_follows_the_acceptance():
     threshold = Threshold(most=4)
     # Half accepted: acceptance 0.9 → 0.5 · 0.9 + 0.5 · 0.5 = 0.7 < 0.9, so λ rises by 0.1 · 0.01.
-    threshold.saw(drafted=4, accepted=2)
+    threshold.observe(drafted=4, accepted=2)
     assert (threshold.acceptance, threshold.value) == pytest.approx((0.7, 0.501))
     for _ in range(4):  # 0.85, 0.925, 0.9625, …: λ rises once more, then full drafts leave it alone
-        threshold.saw(drafted=4, accepted=4)
+        threshold.observe(drafted=4, accepted=4)
     assert threshold.value == pytest.approx(0.502)
-    threshold.saw(drafted=2, accepted=2)  # all of a short draft: it may be longer
+    threshold.observe(drafted=2, accepted=2)  # all of a short draft: it may be longer
     assert threshold.value == pytest.approx(0.501)
     for _ in range(2000):
-        threshold.saw(drafted=4, accepted=0)
+        threshold.observe(drafted=4, accepted=0)
     assert threshold.value == 1
     assert threshold.rule().entropy == 0
 
@@ -176,14 +176,14 @@ def test_lookahead_finds_the_targets_ngrams():
 
 def test_the_window_is_run_in_the_order_it_is_seen():
     window = Window([[1, 2, 3, 4], [5, 6, 7, 8]])
-    asides = window.asides(length=10)
+    lookahead_rows = window.lookahead_rows(length=10)
     # Under the third column: 7 follows 3, which follows 1 2.
-    assert asides[2] == Aside(3, 12, [0, 1])
-    assert asides[6] == Aside(7, 13, [0, 1, 2])
-    window.saw([9, 9, 9, 9])
+    assert lookahead_rows[2] == LookaheadRow(3, 12, [0, 1])
+    assert lookahead_rows[6] == LookaheadRow(7, 13, [0, 1, 2])
+    window.observe([9, 9, 9, 9])
     assert window.ngrams == {}
-    assert window.asides(10)[10] == Aside(9, 14, [0, 1, 2, 6])
-    window.saw([0, 0, 0, 0])
+    assert window.lookahead_rows(10)[10] == LookaheadRow(9, 14, [0, 1, 2, 6])
+    window.observe([0, 0, 0, 0])
     assert window.ngrams == {1: [5, 9, 0], 2: [6, 9, 0], 3: [7, 9, 0], 4: [8, 9, 0]}
     assert window.rows == [[5, 6, 7, 8], [9, 9, 9, 9], [0, 0, 0, 0]]
 
@@ -250,7 +250,7 @@ def test_specbranch_goes_on_as_the_text_did_before():
     assert second.retrieved
     assert second.tokens == [2, 9]
     assert done.metrics.fates.total == done.drafted
-    options = DecodingOptions(3, 0.3, 2, "point", retrieval=False)
+    options = SpeculativeConfig(3, 0.3, 2, "point", retrieval=False)
     params = SamplingParams(max_tokens=6)
     without = decode("specbranch", story(target), story({}), VOCABULARY, params, options, prompt)
     assert not any(r.retrieved for r in without.rounds)
@@ -275,7 +275,7 @@ def test_specbranch_miss_and_rollback_lose_the_likeliest_branch():
     assert second.fates.rolled_back >= 2
 
 
-@pytest.mark.parametrize("method", sorted(DECODERS))
+@pytest.mark.parametrize("method", sorted(METHODS))
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_nothing_after_the_stop_leaks_out(method, stop):
     """The stop falls on every place of a chain and of a branch; drafts run past it."""

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specbranch.models.runner import Aside, CausalRunner
-from specbranch.models.slab import SlabLayer
-from specbranch.models.width import NATURAL, Width
+from specbranch.models.kv_cache import StaticKVLayer
+from specbranch.models.padding import NATURAL, Padding
+from specbranch.models.runner import CausalRunner, LookaheadRow
 from tests.forwards import (
     ALIGNED,
     CAPACITY,
@@ -38,10 +38,10 @@ TOKENS = st.integers(0, VOCABULARY - 1)
 class Tree:
     """A runner beside the plain lists of tokens that its trunk and branches should stand for."""
 
-    def __init__(self, model: PreTrainedModel, width: Width) -> None:
+    def __init__(self, model: PreTrainedModel, padding: Padding) -> None:
         self.model = model
         self.runner = CausalRunner(model)
-        self.runner.open(0, CAPACITY, width)
+        self.runner.open(0, CAPACITY, padding)
         self.trunk: list[int] = []
         self.branches: dict[int, list[int]] = {}
         self.used = 0
@@ -103,16 +103,16 @@ class Tree:
 
 
 @pytest.mark.parametrize(
-    ("width", "attention"),
+    ("padding", "attention"),
     [(NATURAL, "sdpa"), (FIXED, "sdpa"), (NATURAL, "eager"), (ALIGNED, "sdpa")],
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_path_gives_the_logits_of_a_fresh_forward(
-    architecture: str, width: Width, attention: str, data: st.DataObject
+    architecture: str, padding: Padding, attention: str, data: st.DataObject
 ) -> None:
-    tree = Tree(model_of(architecture, attention), width)
+    tree = Tree(model_of(architecture, attention), padding)
     tree.prefill(data)
     for _ in range(ACTIONS):
         tree.act(data)
@@ -136,9 +136,9 @@ def test_fixed_width_reaches_the_last_position(architecture: str, attention: str
 def test_prefill_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specbranch.models.runner.PREFILL_CHUNK", 4)
     model, tokens = model_of("llama"), some_tokens(20)
-    for width in (NATURAL, FIXED):
+    for padding in (NATURAL, FIXED):
         runner = CausalRunner(model)
-        runner.open(0, 20, width)
+        runner.open(0, 20, padding)
         runner.prefill(0, tokens[:6])
         runner.prefill(0, tokens[6:15])
         assert_close(runner.run(0, tokens[15:]).logits, fresh(model, tokens)[15:])
@@ -160,9 +160,9 @@ def test_sequences_do_not_disturb_each_other() -> None:
     assert_close(stepped, fresh(model, [*theirs[:4], 9])[-1:])
 
 
-@pytest.mark.parametrize("width", [NATURAL, FIXED])
+@pytest.mark.parametrize("padding", [NATURAL, FIXED])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_hidden_states_are_those_of_the_last_layers(architecture: str, width: Width) -> None:
+def test_hidden_states_are_those_of_the_last_layers(architecture: str, padding: Padding) -> None:
     model = model_of(architecture)
     tokens = some_tokens(LONGEST)
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def test_hidden_states_are_those_of_the_last_layers(architecture: str, width: Wi
             torch.tensor([tokens]), use_cache=False, output_hidden_states=True
         ).hidden_states
     runner = CausalRunner(model)
-    runner.open(0, LONGEST, width)
+    runner.open(0, LONGEST, padding)
     assert runner.run(0, tokens[:2]).hidden is None
     for layers in (1, 2, len(states)):
         runner.rewind(0, 2)
@@ -180,9 +180,9 @@ def test_hidden_states_are_those_of_the_last_layers(architecture: str, width: Wi
         assert_close(hidden, expected)
 
 
-def layers_of(runner: CausalRunner, sequence: int = 0) -> list[SlabLayer]:
-    layers: list[SlabLayer] = runner._states[sequence].slab.layers
-    assert all(isinstance(layer, SlabLayer) for layer in layers)
+def layers_of(runner: CausalRunner, sequence: int = 0) -> list[StaticKVLayer]:
+    layers: list[StaticKVLayer] = runner._states[sequence].kv_cache.layers
+    assert all(isinstance(layer, StaticKVLayer) for layer in layers)
     return layers
 
 
@@ -194,18 +194,20 @@ def test_branches_share_the_prefix(attention: str, monkeypatch: pytest.MonkeyPat
     runner.run(0, some_tokens(30))
     state, layers = runner._states[0], layers_of(runner)
     slabs = [x for layer in layers for x in (layer.keys, layer.values)]
-    before = [slab.clone() for slab in slabs]
+    before = [kv_cache.clone() for kv_cache in slabs]
     shapes: list[torch.Size] = []
     seen: list[tuple[int, torch.Size]] = []
-    update = SlabLayer.update
+    update = StaticKVLayer.update
 
-    def spy(layer: SlabLayer, keys: Tensor, values: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    def spy(
+        layer: StaticKVLayer, keys: Tensor, values: Tensor, *args: Any
+    ) -> tuple[Tensor, Tensor]:
         shapes.append(keys.shape)
         visible = update(layer, keys, values, *args)
         seen.extend((x.data_ptr(), x.shape) for x in visible)
         return visible
 
-    monkeypatch.setattr(SlabLayer, "update", spy)
+    monkeypatch.setattr(StaticKVLayer, "update", spy)
     branches = runner.fork(0, [30, 30, 30, 21, 4])
     assert not shapes
     assert state.used == 30
@@ -216,9 +218,9 @@ def test_branches_share_the_prefix(attention: str, monkeypatch: pytest.MonkeyPat
         used = 30 + 5 * steps
         assert state.used == used
         assert shapes == [torch.Size([1, 2, 5, 8])] * len(layers)
-        assert seen == [(slab.data_ptr(), torch.Size([1, 2, used, 8])) for slab in slabs]
-    for slab, old in zip(slabs, before, strict=True):
-        written = (slab != old).any(-1).any(1)[0].nonzero().flatten().tolist()
+        assert seen == [(kv_cache.data_ptr(), torch.Size([1, 2, used, 8])) for kv_cache in slabs]
+    for kv_cache, old in zip(slabs, before, strict=True):
+        written = (kv_cache != old).any(-1).any(1)[0].nonzero().flatten().tolist()
         assert written == list(range(30, 40))
 
 
@@ -312,23 +314,23 @@ def test_a_reopened_sequence_starts_empty(forked: tuple[CausalRunner, int]) -> N
     assert_close(runner.run(0, tokens).logits, fresh(runner.model, tokens))
 
 
-@pytest.mark.parametrize("width", [NATURAL, FIXED, ALIGNED], ids=str)
+@pytest.mark.parametrize("padding", [NATURAL, FIXED, ALIGNED], ids=str)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_asides_see_their_own_path(architecture: str, attention: str, width: Width) -> None:
+def test_asides_see_their_own_path(architecture: str, attention: str, padding: Padding) -> None:
     model = tiny_model(architecture, attn_implementation=attention)
     runner = CausalRunner(model)
     text, new, then = some_tokens(9), some_tokens(3, seed=1), some_tokens(2, seed=2)
     paths = [[5], [5, 6], [5, 7], [5, 7, 8]]
-    asides = [
-        Aside(path[-1], len(text) + len(path), sees)
+    lookahead_rows = [
+        LookaheadRow(path[-1], len(text) + len(path), sees)
         for path, sees in zip(paths, [[], [0], [0], [0, 2]], strict=True)
     ]
-    runner.open(0, CAPACITY, width)
+    runner.open(0, CAPACITY, padding)
     runner.prefill(0, text)
-    out = runner.run(0, new, asides=asides)
-    assert out.asides is not None
-    assert_close(out.asides, fresh_ends(model, [[*text, new[0], *path] for path in paths]))
+    out = runner.run(0, new, lookahead_rows=lookahead_rows)
+    assert out.lookahead_rows is not None
+    assert_close(out.lookahead_rows, fresh_ends(model, [[*text, new[0], *path] for path in paths]))
     # The trunk knows nothing of them, now and later.
     trunk = torch.cat([out.logits, runner.run(0, then).logits])
     assert_close(trunk, fresh(model, [*text, *new, *then])[len(text) :])
@@ -336,15 +338,15 @@ def test_asides_see_their_own_path(architecture: str, attention: str, width: Wid
 
 
 @pytest.mark.parametrize(
-    ("width", "before", "count"),
+    ("padding", "before", "count"),
     [(FIXED, 8, 7), (FIXED, 13, 2), (ALIGNED, 13, 2), (NATURAL, CAPACITY - 3, 2)],
     ids=str,
 )
-def test_asides_without_room_are_left_out(width: Width, before: int, count: int) -> None:
+def test_asides_without_room_are_left_out(padding: Padding, before: int, count: int) -> None:
     """Wider than a forward may be; over the border of a block; beyond the cache's end."""
     runner = CausalRunner(tiny_model("llama"))
-    runner.open(0, CAPACITY, width)
+    runner.open(0, CAPACITY, padding)
     runner.prefill(0, some_tokens(before))
-    asides = [Aside(1, before + 1, []), Aside(2, before + 2, [0])]
-    assert runner.run(0, some_tokens(count), asides=asides).asides is None
+    lookahead_rows = [LookaheadRow(1, before + 1, []), LookaheadRow(2, before + 2, [0])]
+    assert runner.run(0, some_tokens(count), lookahead_rows=lookahead_rows).lookahead_rows is None
     assert runner.length(0) == before + count

@@ -1,6 +1,7 @@
 """What-if timing: profiles, predictions on a virtual clock, and recorded acceptance.
 
-Nothing here depends on a real clock: what is measured is measured on virtual lanes, whose costs are
+Nothing here depends on a real clock: what is measured is measured on virtual executors, whose
+costs are
 known.
 """
 
@@ -20,10 +21,11 @@ from hypothesis import strategies as st
 
 from specbranch import LLM, SamplingParams
 from specbranch.bench.contenders import LABELS, PAPER, PLAIN, SPECBRANCH, Pair
+from specbranch.bench.theory import pearl_speedup, specbranch_speedup, sps_speedup
 from specbranch.cli import main
 from specbranch.errors import InputError
-from specbranch.lanes.profile import Costs, Devices, Profile
-from specbranch.lanes.virtual import PLACEMENT, VirtualClock, VirtualLane
+from specbranch.executors.latency_profile import Devices, ModelLatency, Profile
+from specbranch.executors.virtual import PLACEMENT, VirtualClock, VirtualExecutor
 from specbranch.simulate.measure import measure
 from specbranch.simulate.predict import predict, sweep
 from specbranch.simulate.profiles import builtin, find_profile
@@ -36,13 +38,12 @@ from specbranch.simulate.rounds import (
     specbranch_rounds,
     sps_rounds,
 )
-from specbranch.theory import pearl_speedup, specbranch_speedup, sps_speedup
-from tests.lane_workers import Echo
+from tests.executor_workers import Echo
 from tests.tiny import tiny_model
 
 ALONE = Profile(
-    Costs({1: 0.014, 16: 0.030}, 2e-4, Costs({1: 0.010, 16: 0.020, 512: 0.2}, 1e-4)),
-    Costs({1: 0.0018, 12: 0.0040}, 5e-4, Costs({1: 0.0016, 12: 0.0030}, 3e-4)),
+    ModelLatency({1: 0.014, 16: 0.030}, 2e-4, ModelLatency({1: 0.010, 16: 0.020, 512: 0.2}, 1e-4)),
+    ModelLatency({1: 0.0018, 12: 0.0040}, 5e-4, ModelLatency({1: 0.0016, 12: 0.0030}, 3e-4)),
     devices=Devices("core", 2, 2, 2),
     source="made up",
 )
@@ -53,17 +54,17 @@ PROMPTS = [[5, 9, 2, 33, 17], [40, 3, 8]]
 
 
 def pair(profile: Profile) -> LLM:
-    """Tiny models on virtual lanes; the draft is the target with some noise."""
+    """Tiny models on virtual executors; the draft is the target with some noise."""
     draft = tiny_model("llama")
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for weights in draft.parameters():
             weights += 0.02 * torch.randn(weights.shape, generator=generator)
-    return LLM.from_models(tiny_model("llama"), draft, lanes="virtual", profile=profile)
+    return LLM.from_models(tiny_model("llama"), draft, executors="virtual", profile=profile)
 
 
 costs = st.builds(
-    Costs,
+    ModelLatency,
     st.dictionaries(st.integers(1, 4096), st.floats(1e-9, 1e3), min_size=1, max_size=5),
     st.floats(0, 1),
 )
@@ -91,7 +92,9 @@ def test_a_profile_of_two_lanes_and_nothing_else_is_one(tmp_path: Path):
     file = tmp_path / "old.json"
     draft = {"forward": {"1": 0.002}, "call": 0.0002}
     file.write_text(json.dumps({"target": {"forward": {"1": 0.012, "16": 0.026}}, "draft": draft}))
-    assert Profile.load(file) == Profile(Costs({1: 0.012, 16: 0.026}), Costs({1: 0.002}, 0.0002))
+    assert Profile.load(file) == Profile(
+        ModelLatency({1: 0.012, 16: 0.026}), ModelLatency({1: 0.002}, 0.0002)
+    )
 
 
 @pytest.mark.parametrize(
@@ -106,18 +109,20 @@ def test_a_profile_of_two_lanes_and_nothing_else_is_one(tmp_path: Path):
 )
 def test_what_is_no_profile(tmp_path: Path, changed: dict[str, object], complaint: str):
     file = tmp_path / "profile.json"
-    lanes = {"target": {"forward": {"1": 1}}, "draft": {"forward": {"1": 1}}}
-    file.write_text(json.dumps(lanes | changed))
+    executors = {"target": {"forward": {"1": 1}}, "draft": {"forward": {"1": 1}}}
+    file.write_text(json.dumps(executors | changed))
     with pytest.raises(InputError, match=complaint):
         Profile.load(file)
 
 
 def test_a_lane_is_faster_alone():
-    lane = VirtualLane(Echo, "target", Costs({1: 1.0}, 0.5, Costs({1: 0.25})), VirtualClock())
+    executor = VirtualExecutor(
+        Echo, "target", ModelLatency({1: 1.0}, 0.5, ModelLatency({1: 0.25})), VirtualClock()
+    )
     ends = []
     for share in (PLACEMENT.alone, PLACEMENT.target, PLACEMENT.alone):
-        lane.occupy(share)
-        call = lane.submit("forwards", 1, 1)
+        executor.set_affinity(share)
+        call = executor.submit("forwards", 1, 1)
         call.result()
         ends.append(call.span.seconds)
     assert ends == [0.5, 2.5, 0.5]
@@ -162,7 +167,7 @@ def test_measuring_finds_the_costs_that_there_are(monkeypatch: pytest.MonkeyPatc
 def test_measuring_needs_two_models_at_work():
     with (
         LLM.from_models(tiny_model("llama"), tiny_model("llama")) as llm,
-        pytest.raises(InputError, match="use --lanes process or thread"),
+        pytest.raises(InputError, match="use --executors process or thread"),
     ):
         measure(Pair(llm, llm), [[1, 2]])
     with (

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specbranch.text import TextStream
+from specbranch.engine.detokenizer import Detokenizer
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def tokenizer():
 def stream(tokenizer, text, stop=()):
     """All that was given out, in order, and the stream; pushes until a stop string is found."""
     ids = tokenizer(text)["input_ids"]
-    streamed = TextStream(tokenizer, tokenizer("a prompt")["input_ids"], stop)
+    streamed = Detokenizer(tokenizer, tokenizer("a prompt")["input_ids"], stop)
     given = []
     for token in ids:
         if streamed.push(token):
@@ -59,7 +59,7 @@ def test_text_ends_before_the_first_stop_string(tokenizer, text, stop):
 
 
 def test_half_a_stop_string_is_held_back_until_it_is_none(tokenizer):
-    streamed = TextStream(tokenizer, [], ["END"])
+    streamed = Detokenizer(tokenizer, [], ["END"])
     given = []
     for token in tokenizer("xENyEND")["input_ids"]:
         streamed.push(token)
@@ -70,7 +70,7 @@ def test_half_a_stop_string_is_held_back_until_it_is_none(tokenizer):
 
 
 def test_an_unfinished_character_comes_out_at_the_end(tokenizer):
-    streamed = TextStream(tokenizer, [])
+    streamed = Detokenizer(tokenizer, [])
     for token in tokenizer("a€")["input_ids"][:-1]:
         streamed.push(token)
     assert [piece for _, piece in streamed.release()] == ["a"]

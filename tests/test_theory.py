@@ -14,12 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from specbranch.decoders import DECODERS, DecodingOptions, Lanes
-from specbranch.errors import InputError
-from specbranch.lanes.virtual import Profile, VirtualClock, VirtualLane
-from specbranch.sampling import SamplingParams
-from specbranch.sequence import Sequence
-from specbranch.theory import (
+from specbranch.bench.theory import (
     accepted_probability,
     best_gamma,
     cut_specbranch_speedup,
@@ -32,9 +27,14 @@ from specbranch.theory import (
     speedup_limit,
     sps_speedup,
 )
-from specbranch.workers.draft import DraftWorker
+from specbranch.errors import InputError
+from specbranch.executors.virtual import Profile, VirtualClock, VirtualExecutor
+from specbranch.methods import METHODS, Executors, SpeculativeConfig
+from specbranch.sampling_params import SamplingParams
+from specbranch.sequence import Sequence
+from specbranch.workers.drafter import DraftWorker
 from specbranch.workers.messages import Opening
-from specbranch.workers.target import TargetWorker
+from specbranch.workers.verifier import TargetWorker
 from tests.tables import Table, TableRunner
 
 ERRORS = 5.0
@@ -299,26 +299,26 @@ def pair_of(alpha: float, hit: float, seed: int) -> tuple[Table, Table]:
 
 
 def decoded(
-    method: str, alpha: float, hit: float, options: DecodingOptions, c: float, cost: float
+    method: str, alpha: float, hit: float, options: SpeculativeConfig, c: float, cost: float
 ) -> Rounds:
     """Rounds of a decoder over such a pair on the virtual clock, times in draft steps."""
     target, draft = pair_of(alpha, hit, seed=5)
     profile, clock = Profile.of_ratio(c, cost, step=1.0), VirtualClock()
     runners = [TableRunner(table, VOCABULARY) for table in (target, draft)]
     workers = [TargetWorker(runners[0]), DraftWorker(runners[1])]  # type: ignore[arg-type]
-    lanes = Lanes(
-        VirtualLane(lambda: workers[0], "target", profile.target, clock),
-        VirtualLane(lambda: workers[1], "draft", profile.draft, clock),
+    executors = Executors(
+        VirtualExecutor(lambda: workers[0], "target", profile.target, clock),
+        VirtualExecutor(lambda: workers[1], "draft", profile.draft, clock),
     )
-    assert lanes.draft is not None
+    assert executors.draft is not None
     params = SamplingParams(max_tokens=3000)
     sequence = Sequence(1, [0], params.max_tokens)
-    for lane in lanes.all():
+    for executor in executors.all():
         opening = Opening([0], params, params.max_tokens + 1, VOCABULARY)
-        lane.submit("open", sequence.id, opening).result()
+        executor.submit("open", sequence.id, opening).result()
     ends = [clock.now]
     rounds = []
-    for done in DECODERS[method](sequence, lanes, options):
+    for done in METHODS[method](sequence, executors, options):
         rounds.append(len(done.tokens))
         ends.append(clock.now)
     count = len(rounds) // 100 * 100 - 100  # the last ones have the text's end in them
@@ -333,7 +333,7 @@ def test_the_decoders_are_as_fast_as_the_theory_says(
     alpha: float, hit: float, gamma: int, c: float, cost: float
 ) -> None:
     def rates(method: str, k_max: int = 1) -> Rounds:
-        options = DecodingOptions(gamma, 0.0, k_max, "point", speculate="always")
+        options = SpeculativeConfig(gamma, 0.0, k_max, "point", speculate="always")
         return decoded(method, alpha, hit, options, c, cost)
 
     assert_rate(rates("speculative"), sps_speedup(alpha, gamma, c) / c)

@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from specbranch import timeline
 from specbranch.cli import main
+from specbranch.engine import timeline
 from specbranch.errors import InputError
-from specbranch.lanes.base import Span
-from specbranch.lanes.virtual import Profile
+from specbranch.executors.base import Span
+from specbranch.executors.virtual import Profile
 from specbranch.metrics import Round
 
 ROUNDS = [
@@ -43,7 +43,7 @@ ROUNDS = [
 
 def test_bars_are_the_calls_of_both_lanes_in_order():
     found = timeline.bars(ROUNDS)
-    assert [(b.lane, b.kind, b.round) for b in found] == [
+    assert [(b.executor, b.kind, b.round) for b in found] == [
         ("draft", "draft", 0),
         ("draft", "branch", 0),
         ("target", "verify", 0),
@@ -126,7 +126,7 @@ def test_generate_draws_its_timeline(capsys, tmp_path, profile):
     file = tmp_path / "t.svg"
     arguments = ["--profile", profile, "--max-tokens", "12", "--timeline", str(file)]
     assert main(["generate", "def quicksort(xs):", *arguments]) == 0
-    assert "target lane idle" in capsys.readouterr().err
+    assert "target executor idle" in capsys.readouterr().err
     assert file.stat().st_size > 1000
 
 
@@ -134,7 +134,7 @@ def test_generate_draws_its_timeline(capsys, tmp_path, profile):
     ("arguments", "complaint"),
     [
         (["generate", "x", "--timeline", "t.gif"], "a timeline is .svg, .png or .json"),
-        (["generate", "x", "--lanes", "fast"], "unknown lanes 'fast': use auto, process"),
+        (["generate", "x", "--executors", "fast"], "unknown executors 'fast': use auto, process"),
         (["generate", "x", "--target-cores", "x"], "cores must be a list such as 0-3,6, not 'x'"),
         (["generate", "x", "--profile", "none.json"], "cannot read none.json: No such file"),
         (["generate", "x", "--gamma", "fast"], "gamma must be 1 or more, or auto, not 'fast'"),

@@ -8,12 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specbranch.costmodel import Cost, RunningCost, best_width, reaches
-from specbranch.lanes.base import Span
+from specbranch.config import SpeculativeConfig
+from specbranch.executors.base import Span
 from specbranch.metrics import Round
-from specbranch.options import DecodingOptions
-from specbranch.retrieval import Lookup
-from specbranch.tuning import (
+from specbranch.policy.latency import (
+    LatencyEstimate,
+    LatencyLine,
+    best_width,
+    cumulative_acceptance,
+)
+from specbranch.policy.ngram import Lookup
+from specbranch.policy.tuning import (
     FIRST_PAUSE,
     FIRST_REFRESH,
     LATELY,
@@ -28,15 +33,15 @@ from specbranch.tuning import (
 
 
 def test_reaches_are_products():
-    assert reaches([0.5, 0.5, 0.0, 1.0]) == [0.5, 0.25, 0.0, 0.0]
-    assert reaches([]) == []
+    assert cumulative_acceptance([0.5, 0.5, 0.0, 1.0]) == [0.5, 0.25, 0.0, 0.0]
+    assert cumulative_acceptance([]) == []
 
 
 def test_costs_are_found_out():
-    running = RunningCost()
+    running = LatencyEstimate()
     assert not running.known
     running.observe(4, 0.5)
-    assert running.cost == Cost(0.5)  # one size says nothing about others
+    assert running.cost == LatencyLine(0.5)  # one size says nothing about others
     noise = random.Random(0)
     for _ in range(300):
         n = noise.randint(1, 12)
@@ -50,7 +55,7 @@ def test_costs_are_found_out():
 
 @given(st.lists(st.tuples(st.integers(1, 16), st.floats(1e-4, 1.0)), min_size=1, max_size=60))
 def test_costs_are_never_negative(samples):
-    running = RunningCost()
+    running = LatencyEstimate()
     for n, seconds in samples:
         running.observe(n, seconds)
         assert running.cost.base >= -1e-12
@@ -59,10 +64,10 @@ def test_costs_are_never_negative(samples):
 
 def test_a_step_is_as_wide_as_it_pays():
     # By 1, 2 and 3 branches: 0.5 / 1.1, 0.9 / 1.2, 1.0 / 1.3 a second.
-    assert best_width([0.5, 0.4, 0.1], Cost(1.0, 0.1)) == 3
-    assert best_width([0.5, 0.4, 0.01], Cost(1.0, 0.1)) == 2
-    assert best_width([0.5, 0.05, 0.01], Cost(1.0, 0.2)) == 1
-    assert best_width([0.5, 0.4, 0.0], Cost(1.0)) == 2
+    assert best_width([0.5, 0.4, 0.1], LatencyLine(1.0, 0.1)) == 3
+    assert best_width([0.5, 0.4, 0.01], LatencyLine(1.0, 0.1)) == 2
+    assert best_width([0.5, 0.05, 0.01], LatencyLine(1.0, 0.2)) == 1
+    assert best_width([0.5, 0.4, 0.0], LatencyLine(1.0)) == 2
 
 
 def play(tuning, rounds, tokens, verification=10.0, drafting=0.0, width=4):
@@ -73,14 +78,14 @@ def play(tuning, rounds, tokens, verification=10.0, drafting=0.0, width=4):
             branching=Span(0, verification, (width,) * 5),
             verification=Span(0, verification, (5,)),
         )
-        tuning.saw(done, verification + drafting)
+        tuning.observe(done, verification + drafting)
 
 
 def plainly(tuning, seconds=10.0):
     """Plain rounds until it drafts again; how many."""
     count = 0
     while not tuning.speculates:
-        tuning.saw_plain(Span(0, seconds, (1,)))
+        tuning.observe_plain(Span(0, seconds, (1,)))
         count += 1
     return count
 
@@ -97,7 +102,7 @@ def until_paused(tuning, drafting):
 
 class TestTuning:
     def test_what_is_given_is_used(self):
-        tuning = Tuning(DecodingOptions(5, 0.3, 4, speculate="always"))
+        tuning = Tuning(SpeculativeConfig(5, 0.3, 4, speculate="always"))
         play(tuning, 20, 1, drafting=30)
         assert tuning.speculates
         assert tuning.gamma == 5
@@ -105,14 +110,14 @@ class TestTuning:
         assert (tuning.rule(None).epsilon, tuning.rule(None).reach) == (0.3, None)
 
     def test_drafts_as_long_as_a_verification_takes(self):
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         play(tuning, 20, 3, verification=10.0)  # five steps of 2 s
         assert tuning.gamma == 5
         play(tuning, 200, 3, verification=100.0)
         assert tuning.gamma == 5  # its steps take ten times as long, too
 
     def test_a_chance_is_worth_its_time(self):
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         play(tuning, 50, 4, verification=10.0, drafting=6.0)  # a token in 4 s
         serial, beside = tuning.rule(None, serial=True), tuning.rule(None)
         assert serial.onward == pytest.approx(2 / 4)  # a step of 2 s
@@ -123,16 +128,16 @@ class TestTuning:
 
     def test_a_draft_in_turn_is_as_long_as_a_step_more_pays(self):
         """Half a second goes into messages, however short the draft is."""
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         for number in range(100):
             steps = 1 + number % 5
             drafting = Span(0, 0.5 + 0.1 * steps, (1,) * steps)
             done = Round(tokens=[1, 1], drafting=drafting, verification=Span(0, 3.0, (5,)))
-            tuning.saw(done, 4.0)
+            tuning.observe(done, 4.0)
         assert tuning.rule(None, serial=True).onward == pytest.approx(0.1 * 2 / 4, rel=0.01)
 
     def test_turns_off_what_does_not_pay_and_says_so_once(self, caplog):
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         with caplog.at_level(logging.WARNING, "specbranch"):
             assert plainly(tuning) == PLAIN_ROUNDS + 1  # the first one is no measure
             pauses = []
@@ -146,7 +151,7 @@ class TestTuning:
         assert "the draft is turned off: with it, decoding ran at 0.50" in warning.getMessage()
 
     def test_what_pays_stays_on_until_the_text_changes(self):
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         plainly(tuning)
         play(tuning, 300, 2, drafting=5)
         assert not tuning.paused
@@ -155,7 +160,7 @@ class TestTuning:
 
     def test_plain_decoding_is_timed_again(self):
         """A new process is slow: by its first forwards, drafting would pay for ever."""
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         plainly(tuning, seconds=30.0)
         play(tuning, FIRST_REFRESH - 1, 1, drafting=10)
         assert tuning.speculates
@@ -165,7 +170,7 @@ class TestTuning:
         rounds = until_paused(tuning, drafting=10)
         assert FIRST_REFRESH < rounds < 10 * FIRST_REFRESH
         timed, count = [], 0
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         plainly(tuning)
         while len(timed) < 12:
             play(tuning, 1, 4)
@@ -178,7 +183,7 @@ class TestTuning:
 
     @pytest.mark.parametrize(("loss", "least", "most"), [(10, 6, 6), (2, 10, 20)])
     def test_the_less_is_lost_the_longer_it_takes_to_judge(self, loss, least, most):
-        tuning = Tuning(DecodingOptions())
+        tuning = Tuning(SpeculativeConfig())
         plainly(tuning)
         assert least <= until_paused(tuning, drafting=loss) <= most
 
@@ -186,7 +191,7 @@ class TestTuning:
         """Two tokens a round are twice plain decoding, and no more than lookup alone commits."""
 
         def until_paused(committed):
-            tuning = Tuning(DecodingOptions())
+            tuning = Tuning(SpeculativeConfig())
             plainly(tuning)
             for count in range(300):
                 if tuning.paused:
@@ -196,7 +201,7 @@ class TestTuning:
                     branching=Span(0, 10, (4,) * 5),
                     verification=Span(0, 10.0, (5,)),
                 )
-                tuning.saw(done, 10.0, [Lookup(chain=3, committed=committed)])
+                tuning.observe(done, 10.0, [Lookup(chain=3, committed=committed)])
                 if not tuning.speculates and not tuning.paused:
                     plainly(tuning)
             return None
@@ -206,7 +211,7 @@ class TestTuning:
         assert LEAST_JUDGED < until_paused(4) < 10
 
     def test_always_is_always(self):
-        tuning = Tuning(DecodingOptions(speculate="always"))
+        tuning = Tuning(SpeculativeConfig(speculate="always"))
         tuning.begin(competing=True)
         assert tuning.speculates and tuning.overlaps
         play(tuning, 100, 1, drafting=50)
@@ -215,7 +220,7 @@ class TestTuning:
 
 def both_ways(seconds, rounds, tokens=3):
     """Rounds that take so long beside the target and in turn; how each of them was drafted."""
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     tuning.begin(competing=True)
     plainly(tuning, seconds=1000.0)
     found = []
@@ -223,7 +228,7 @@ def both_ways(seconds, rounds, tokens=3):
         found.append(tuning.overlaps)
         assert tuning.gamma >= 1 and tuning.rule(None, serial=True).onward is not None
         span = Span(0, seconds[tuning.overlaps], (5,))
-        tuning.saw(Round(tokens=[1] * tokens, verification=span), span.seconds)
+        tuning.observe(Round(tokens=[1] * tokens, verification=span), span.seconds)
         plainly(tuning, seconds=1000.0)
     return found
 
@@ -243,7 +248,7 @@ def test_ways_are_changed_for_a_while():
 
 
 def test_the_other_way_is_tried_again_when_the_text_changes():
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     tuning.begin(competing=True)
     plainly(tuning, seconds=1000.0)
     seconds = {True: 10.0, False: 14.0}
@@ -251,7 +256,7 @@ def test_the_other_way_is_tried_again_when_the_text_changes():
         if number == 500:
             seconds = {True: 20.0, False: 14.0}
         span = Span(0, seconds[tuning.overlaps], (5,))
-        tuning.saw(Round(tokens=[1, 1, 1], verification=span), span.seconds)
+        tuning.observe(Round(tokens=[1, 1, 1], verification=span), span.seconds)
         plainly(tuning, seconds=1000.0)
         if number in (499, 1499):
             assert tuning.overlaps == (number == 499)
@@ -259,7 +264,7 @@ def test_the_other_way_is_tried_again_when_the_text_changes():
 
 def test_the_other_way_is_tried_again_when_the_machine_changes():
     """What was slow once, when it was tried, need not stay so."""
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     tuning.begin(competing=True)
     plainly(tuning, seconds=1000.0)
     seconds = {True: 10.0, False: 30.0}
@@ -270,21 +275,21 @@ def test_the_other_way_is_tried_again_when_the_machine_changes():
         tuning.rule(None, serial=True)
         found.append(tuning.overlaps)
         span = Span(0, seconds[tuning.overlaps], (5,))
-        tuning.saw(Round(tokens=[1, 1, 1], verification=span), span.seconds)
+        tuning.observe(Round(tokens=[1, 1, 1], verification=span), span.seconds)
         plainly(tuning, seconds=1000.0)
     assert found[29]
     assert found[150:].count(False) > 0.9 * len(found[150:])
 
 
 def test_there_is_one_way_where_the_target_gains_nothing_alone():
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     plainly(tuning)
     play(tuning, 200, 3)
     assert tuning.overlaps
 
 
 def test_the_other_way_is_tried_before_the_draft_is_turned_off():
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     tuning.begin(competing=True)
     plainly(tuning)
     for _ in range(LEAST_JUDGED + 3):
@@ -304,7 +309,7 @@ def test_the_other_way_is_tried_before_the_draft_is_turned_off():
 
 @pytest.mark.parametrize(("loss", "again"), [(2, True), (20, False)])
 def test_another_text_is_another_chance_for_a_draft_that_nearly_pays(loss, again):
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     plainly(tuning)
     until_paused(tuning, drafting=loss)
     tuning.begin(competing=False)
@@ -312,34 +317,34 @@ def test_another_text_is_another_chance_for_a_draft_that_nearly_pays(loss, again
 
 
 def test_the_draft_comes_back_when_the_text_repeats_itself_no_more():
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     plainly(tuning)
     while not tuning.paused:  # three tokens a round, where lookup alone commits five
         done = Round(tokens=[1] * 3, verification=Span(0, 10.0, (5,)))
-        tuning.saw(done, 10.0, [Lookup(chain=5, committed=5)])
+        tuning.observe(done, 10.0, [Lookup(chain=5, committed=5)])
         if not tuning.paused:
             plainly(tuning)
     for _ in range(4 * LATELY):
-        tuning.saw_plain(Span(0, 10.0, (6,)), tokens=5)
+        tuning.observe_plain(Span(0, 10.0, (6,)), tokens=5)
     assert tuning.paused
     rounds = 0
     while tuning.paused:
-        tuning.saw_plain(Span(0, 10.0, (1,)))
+        tuning.observe_plain(Span(0, 10.0, (1,)))
         rounds += 1
     assert rounds < LATELY
 
 
 def test_a_draft_that_does_not_beat_plain_decoding_stays_off():
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     plainly(tuning)
     until_paused(tuning, drafting=1)
     for _ in range(4 * LATELY):
         assert tuning.paused
-        tuning.saw_plain(Span(0, 10.0, (1,)))
+        tuning.observe_plain(Span(0, 10.0, (1,)))
 
 
 def test_a_trial_that_failed_in_both_ways_is_paid_for_and_then_made_in_one():
-    tuning = Tuning(DecodingOptions())
+    tuning = Tuning(SpeculativeConfig())
     tuning.begin(competing=True)
     plainly(tuning)
     trials, pauses = [], []

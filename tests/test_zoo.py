@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from specbranch.errors import InputError
-from specbranch.zoo import corpus, distill, train
-from specbranch.zoo.fit import fit
-from specbranch.zoo.muon import orthogonalize
+from specbranch.training.pair import corpus, distill, train
+from specbranch.training.pair.fit import fit
+from specbranch.training.pair.muon import orthogonalize
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_an_interrupted_fit_resumes_to_the_same_weights(tmp_path):
             return model(batch, labels=batch).loss
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("specbranch.zoo.fit.CHECKPOINT_SECONDS", 0)
+            patch.setattr("specbranch.training.pair.fit.CHECKPOINT_SECONDS", 0)
             fit(model, loss, 6, 0.01, checkpoint, "toy")
         return model.state_dict()
 

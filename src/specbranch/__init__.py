@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from specbranch.threads import limit_spinning
+from specbranch.openmp import limit_spinning
 
 if TYPE_CHECKING:
-    from specbranch.integration import generate
+    from specbranch.integrations.transformers import generate
     from specbranch.llm import LLM
     from specbranch.outputs import CompletionOutput, Piece, RequestOutput
-    from specbranch.sampling import SamplingParams
+    from specbranch.sampling_params import SamplingParams
 
 __all__ = ["LLM", "CompletionOutput", "Piece", "RequestOutput", "SamplingParams", "generate"]
 __version__ = "0.1.0"
@@ -20,8 +20,8 @@ limit_spinning()
 
 _HOMES = {
     "LLM": "specbranch.llm",
-    "SamplingParams": "specbranch.sampling",
-    "generate": "specbranch.integration",
+    "SamplingParams": "specbranch.sampling_params",
+    "generate": "specbranch.integrations.transformers",
 }
 
 

@@ -13,17 +13,17 @@ class UnsupportedModelError(SpecBranchError):
     """The model cannot be decoded losslessly here; the message says why."""
 
 
-class LaneError(SpecBranchError):
-    """A lane died, hung or ran out of memory: its model, and what it held, are gone.
+class ExecutorError(SpecBranchError):
+    """A executor died, hung or ran out of memory: its model, and what it held, are gone.
 
     Attributes:
-        lane: name of the lane.
+        executor: name of the executor.
     """
 
-    def __init__(self, lane: str, how: str) -> None:
-        super().__init__(lane, how)
-        self.lane = lane
+    def __init__(self, executor: str, how: str) -> None:
+        super().__init__(executor, how)
+        self.executor = executor
 
     def __str__(self) -> str:
-        lane, how = self.args
-        return f"the {lane} lane {how}"
+        executor, how = self.args
+        return f"the {executor} executor {how}"

@@ -16,34 +16,34 @@ from typing import Any, Literal, Self
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specbranch.decoders import (
-    DECODERS,
+from specbranch.config import Branching
+from specbranch.engine.engine import Engine, Prompt
+from specbranch.errors import InputError
+from specbranch.executors.base import Executor, Worker
+from specbranch.executors.cpu_affinity import AffinityPlan, place
+from specbranch.executors.process import TIMEOUT
+from specbranch.executors.start import pick_executor, start_executors
+from specbranch.executors.virtual import Profile, affinity_of
+from specbranch.methods import (
+    METHODS,
     OVERLAPPING,
     Decoder,
-    DecodingOptions,
-    Lanes,
+    Executors,
+    SpeculativeConfig,
     check_method,
 )
-from specbranch.engine import Engine, Prompt
-from specbranch.errors import InputError
-from specbranch.hrad.predictor import HRAD
-from specbranch.lanes.base import Lane, Worker
-from specbranch.lanes.placement import Placement, place
-from specbranch.lanes.process import TIMEOUT
-from specbranch.lanes.start import pick_lanes, start_lanes
-from specbranch.lanes.virtual import Profile, placement_of
 from specbranch.metrics import Round
-from specbranch.models.facts import ModelFacts
-from specbranch.models.loading import ModelSpec, check_vocabularies, load_tokenizer, named_device
+from specbranch.models.info import ModelInfo
+from specbranch.models.loader import ModelSpec, check_vocabularies, load_tokenizer, named_device
+from specbranch.models.padding import NATURAL, Padding, PaddingOption
 from specbranch.models.runner import CausalRunner
-from specbranch.models.selfcheck import check_runner, invariant_from
-from specbranch.models.width import NATURAL, AskedWidth, Width
-from specbranch.options import Branching
+from specbranch.models.validation import invariant_from, validate_cache
 from specbranch.outputs import Piece, Request, RequestOutput
-from specbranch.sampling import SamplingParams
-from specbranch.workers.draft import DraftWorker
-from specbranch.workers.make import Predictor, make_draft, make_target, pick_predictor
-from specbranch.workers.target import TargetWorker
+from specbranch.policy.hrad import HRAD
+from specbranch.sampling_params import SamplingParams
+from specbranch.workers.drafter import DraftWorker
+from specbranch.workers.factory import Predictor, make_draft, make_target, pick_predictor
+from specbranch.workers.verifier import TargetWorker
 
 
 class LLM:
@@ -54,7 +54,7 @@ class LLM:
         draft: likewise; None leaves only the methods of the target alone.
         method: default decoding method: `specbranch`, `pearl`, `speculative`, `adaedl`; or, of the
             target alone, `lookup`, `lookahead` or `autoregressive`.
-        gamma: γ, most tokens drafted ahead in one round; `auto` follows the lanes' speed.
+        gamma: γ, most tokens drafted ahead in one round; `auto` follows the executors' speed.
         epsilon: ε, a token's chance of acceptance below which a position is uncertain; `auto`
             weighs the chance against time instead.
         k_max: most branches in one round; `auto` likewise.
@@ -72,15 +72,16 @@ class LLM:
         draft_quantization: likewise of the draft, which changes no text.
         device: where both models run; `target_device` and `draft_device` override it.
         sharded: spread the target over all GPUs (`device_map="auto"`).
-        lanes: where the models run: `process` (the draft in one of its own, each on its own cores
+        executors: where the models run: `process` (the draft in one of its own, each on its own
+            cores
             or GPU), `thread` (each on its own CUDA stream of one GPU), `inline` (in turn),
             `virtual` (in turn, with the times of `profile`), or `auto`: the best for the devices
             and the method.
-        target_cores, draft_cores: with process lanes, as ``0-3,6``; by default divided between
+        target_cores, draft_cores: with process executors, as ``0-3,6``; by default divided between
             them. The calling thread has its cores and number of threads back after every call.
-        lane_timeout: seconds after which a process lane that does not answer is given up.
-        profile: how fast the virtual lanes are.
-        width: tokens of a target forward. With `auto` and with a number all methods give
+        executor_timeout: seconds after which a process executor that does not answer is given up.
+        profile: how fast the virtual executors are.
+        padding: tokens of a target forward. With `auto` and with a number all methods give
             bit-identical logits: `auto` verifies a chain as it is where this machine's kernels are
             batch-invariant, and else pads every forward to 16 tokens; a number pads to that. None
             runs forwards as they come, where rounding may let the text of two methods part at
@@ -92,16 +93,16 @@ class LLM:
 
     Attributes:
         target, draft: what the models are.
-        lanes: the kind of lanes in use.
-        placement: their shares of the cores.
-        width: of the target's forwards.
+        executors: the kind of executors in use.
+        affinity: their shares of the cores.
+        padding: of the target's forwards.
         max_model_len: most tokens of a text, prompt included.
         tokenizer: of both models, or None.
 
     Raises:
         InputError: a model is not there or broken, or the vocabularies differ.
         UnsupportedModelError: a model cannot be decoded losslessly.
-        LaneError: a lane died while its model was loaded.
+        ExecutorError: a executor died while its model was loaded.
     """
 
     def __init__(
@@ -110,13 +111,13 @@ class LLM:
         draft: str | None = "draft",
         *,
         method: str | None = None,
-        gamma: int | Literal["auto"] = DecodingOptions.gamma,
-        epsilon: float | Literal["auto"] = DecodingOptions.epsilon,
-        k_max: int | Literal["auto"] = DecodingOptions.k_max,
-        branching: Branching = DecodingOptions.branching,
-        speculate: Literal["auto", "always"] = DecodingOptions.speculate,
+        gamma: int | Literal["auto"] = SpeculativeConfig.gamma,
+        epsilon: float | Literal["auto"] = SpeculativeConfig.epsilon,
+        k_max: int | Literal["auto"] = SpeculativeConfig.k_max,
+        branching: Branching = SpeculativeConfig.branching,
+        speculate: Literal["auto", "always"] = SpeculativeConfig.speculate,
         hrad: str | Path | None = "auto",
-        retrieval: bool = DecodingOptions.retrieval,
+        retrieval: bool = SpeculativeConfig.retrieval,
         dtype: str = "auto",
         quantization: str | None = None,
         draft_quantization: str | None = None,
@@ -124,24 +125,28 @@ class LLM:
         target_device: str | None = None,
         draft_device: str | None = None,
         sharded: bool = False,
-        lanes: str = "auto",
+        executors: str = "auto",
         target_cores: str | None = None,
         draft_cores: str | None = None,
-        lane_timeout: float = TIMEOUT,
+        executor_timeout: float = TIMEOUT,
         profile: Profile | None = None,
-        width: AskedWidth = "auto",
+        padding: PaddingOption = "auto",
         max_model_len: int | None = None,
         enforce_eager: bool = False,
     ) -> None:
-        options = DecodingOptions(gamma, epsilon, k_max, branching, speculate, retrieval=retrieval)
-        self._configure(options, method, width, draft is not None)
-        if lane_timeout <= 0:
-            raise InputError(f"lane_timeout must be more than 0 seconds, not {lane_timeout:g}")
+        options = SpeculativeConfig(
+            gamma, epsilon, k_max, branching, speculate, retrieval=retrieval
+        )
+        self._configure(options, method, padding, draft is not None)
+        if executor_timeout <= 0:
+            raise InputError(
+                f"executor_timeout must be more than 0 seconds, not {executor_timeout:g}"
+            )
         tokenizer = load_tokenizer(target)
         eager = enforce_eager or os.environ.get("SPECBRANCH_ENFORCE_EAGER", "0") != "0"
         placed = target_device or device
         specs = {
-            "target": ModelSpec(target, dtype, placed, sharded, width, eager, quantization),
+            "target": ModelSpec(target, dtype, placed, sharded, padding, eager, quantization),
         }
         predictor = pick_predictor(hrad, target, draft, gamma)
         if draft is not None:
@@ -153,26 +158,28 @@ class LLM:
                 eager=eager,
                 quantization=draft_quantization,
             )
-        devices = {lane: named_device(spec.device) for lane, spec in specs.items()}
+        devices = {executor: named_device(spec.device) for executor, spec in specs.items()}
         devices.setdefault("draft", devices["target"])
         overlap = draft is not None and self.method in OVERLAPPING
-        self.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap)
-        if self.lanes != "process" and (target_cores or draft_cores):
+        self.executors = pick_executor(executors, devices["target"], devices["draft"], overlap)
+        if self.executors != "process" and (target_cores or draft_cores):
             raise InputError(
-                f"only process lanes have cores of their own, and these are {self.lanes}: "
-                "use lanes=process"
+                f"only process executors have cores of their own, and these are {self.executors}: "
+                "use executors=process"
             )
-        placement = placement_of(profile)
-        if self.lanes != "virtual":
-            placement = place(devices["target"], devices["draft"], target_cores, draft_cores)
-        alone = placement.alone if self.lanes in ("process", "thread") else None
+        affinity = affinity_of(profile)
+        if self.executors != "virtual":
+            affinity = place(devices["target"], devices["draft"], target_cores, draft_cores)
+        alone = affinity.alone if self.executors in ("process", "thread") else None
         makers: dict[str, Callable[[], Worker]] = {
             "target": partial(make_target, specs["target"], predictor, alone)
         }
         if draft is not None:
             makers["draft"] = partial(make_draft, specs["draft"])
-        started = start_lanes(self.lanes, makers, devices, placement, lane_timeout, profile)
-        self._open(started, tokenizer, placement, width, max_model_len, predictor)
+        started = start_executors(
+            self.executors, makers, devices, affinity, executor_timeout, profile
+        )
+        self._open(started, tokenizer, affinity, padding, max_model_len, predictor)
 
     @classmethod
     def from_models(
@@ -182,60 +189,68 @@ class LLM:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         method: str | None = None,
-        options: DecodingOptions | None = None,
-        lanes: str = "inline",
-        width: AskedWidth = "auto",
+        options: SpeculativeConfig | None = None,
+        executors: str = "inline",
+        padding: PaddingOption = "auto",
         max_model_len: int | None = None,
         profile: Profile | None = None,
     ) -> LLM:
         """An `LLM` of models already in memory; without a tokenizer it takes and gives token ids.
 
-        The caller vouches that both models share their vocabulary. Process lanes, whose models
+        The caller vouches that both models share their vocabulary. Process executors, whose models
         are loaded where they run, are for models with names.
         """
-        if lanes == "process":
-            raise InputError("process lanes load their models by name: use LLM(target=…, draft=…)")
+        if executors == "process":
+            raise InputError(
+                "process executors load their models by name: use LLM(target=…, draft=…)"
+            )
         llm = cls.__new__(cls)
-        llm._configure(options or DecodingOptions(), method, width, draft is not None)
+        llm._configure(options or SpeculativeConfig(), method, padding, draft is not None)
         devices = {"target": target.device, "draft": (target if draft is None else draft).device}
-        llm.lanes = pick_lanes(lanes, devices["target"], devices["draft"], overlap=False)
-        placement = placement_of(profile)
-        if llm.lanes != "virtual":
-            placement = place(devices["target"], devices["draft"])
+        llm.executors = pick_executor(executors, devices["target"], devices["draft"], overlap=False)
+        affinity = affinity_of(profile)
+        if llm.executors != "virtual":
+            affinity = place(devices["target"], devices["draft"])
         runner = CausalRunner(target)
-        if width == "auto":
+        if padding == "auto":
             runner.invariant_from = invariant_from(runner)
-        check_runner(runner, "target", Width.pick(width, runner.invariant_from))
+        validate_cache(runner, "target", Padding.pick(padding, runner.invariant_from))
         makers: dict[str, Callable[[], Worker]] = {"target": partial(TargetWorker, runner)}
         if draft is not None:
             drafting = CausalRunner(draft)
-            check_runner(drafting, "draft")
+            validate_cache(drafting, "draft")
             makers["draft"] = partial(DraftWorker, drafting)
-        started = start_lanes(llm.lanes, makers, devices, placement, profile=profile)
-        llm._open(started, tokenizer, placement, width, max_model_len, predictor=None)
+        started = start_executors(llm.executors, makers, devices, affinity, profile=profile)
+        llm._open(started, tokenizer, affinity, padding, max_model_len, predictor=None)
         return llm
 
     def _configure(
-        self, options: DecodingOptions, method: str | None, width: AskedWidth, has_draft: bool
+        self,
+        options: SpeculativeConfig,
+        method: str | None,
+        padding: PaddingOption,
+        has_draft: bool,
     ) -> None:
-        if not (width is None or width == "auto" or (isinstance(width, int) and width >= 1)):
-            raise InputError(f"width must be auto, 1 or more, or None, not {width!r}")
+        if not (
+            padding is None or padding == "auto" or (isinstance(padding, int) and padding >= 1)
+        ):
+            raise InputError(f"padding must be auto, 1 or more, or None, not {padding!r}")
         check_method(method, has_draft)
         self.options = options
         self.method = method or ("specbranch" if has_draft else "autoregressive")
 
     def _open(
         self,
-        lanes: dict[str, Lane],
+        executors: dict[str, Executor],
         tokenizer: PreTrainedTokenizerBase | None,
-        placement: Placement,
-        width: AskedWidth,
+        affinity: AffinityPlan,
+        padding: PaddingOption,
         max_model_len: int | None,
         predictor: Predictor | None,
     ) -> None:
-        self._lanes = Lanes(lanes["target"], lanes.get("draft"))
+        self._executors = Executors(executors["target"], executors.get("draft"))
         try:
-            self._engine = Engine.over(self._lanes, tokenizer, placement, width, max_model_len)
+            self._engine = Engine.over(self._executors, tokenizer, affinity, padding, max_model_len)
             if isinstance(predictor, Path) and self.draft is not None:
                 gamma = None if self.options.gamma == "auto" else self.options.gamma
                 HRAD.load(predictor).check(self.target, self.draft, gamma)
@@ -244,11 +259,11 @@ class LLM:
             raise
 
     @property
-    def target(self) -> ModelFacts:
+    def target(self) -> ModelInfo:
         return self._engine.target
 
     @property
-    def draft(self) -> ModelFacts | None:
+    def draft(self) -> ModelInfo | None:
         return self._engine.draft
 
     @property
@@ -260,28 +275,29 @@ class LLM:
         return self._engine.max_model_len
 
     @property
-    def placement(self) -> Placement:
-        return self._engine.placement
+    def affinity(self) -> AffinityPlan:
+        return self._engine.affinity
 
     @property
-    def width(self) -> Width:
-        return self._engine.width
+    def padding(self) -> Padding:
+        return self._engine.padding
 
     def plain(self) -> LLM:
         """The same target without its draft: plain decoding at its fastest.
 
-        At natural width and, on a CPU, on the cores of both lanes. It shares this `LLM`'s lanes.
+        At natural padding and, on a CPU, on the cores of both executors. It shares this `LLM`'s
+        executors.
         """
         plain = copy.copy(self)
         plain.method = "autoregressive"
-        plain._engine = replace(self._engine, draft=None, width=NATURAL)
+        plain._engine = replace(self._engine, draft=None, padding=NATURAL)
         return plain
 
     def on_target_share(self) -> LLM:
         """The same pair, but its target never has more than its own share of the cores."""
         kept = copy.copy(self)
-        placement = replace(self.placement, alone=self.placement.target)
-        kept._engine = replace(self._engine, placement=placement)
+        affinity = replace(self.affinity, alone=self.affinity.target)
+        kept._engine = replace(self._engine, affinity=affinity)
         return kept
 
     def generate(
@@ -290,7 +306,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         method: str | None = None,
-        options: DecodingOptions | None = None,
+        options: SpeculativeConfig | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Generate for each prompt (text or token ids), one after another.
@@ -331,12 +347,12 @@ class LLM:
         return request.pieces(self._rounds(request, method))
 
     def run(
-        self, request: Request, decoder: Decoder, options: DecodingOptions | None = None
+        self, request: Request, decoder: Decoder, options: SpeculativeConfig | None = None
     ) -> Iterator[Round]:
         """Run a request by a decoding method of your own, the models in turn.
 
         Args:
-            decoder: given both lanes, with the request's sequence open on them.
+            decoder: given both executors, with the request's sequence open on them.
         """
         return self._engine.run(request, decoder, False, options or self.options)
 
@@ -345,26 +361,26 @@ class LLM:
         return request.output(prompt)
 
     def round_trip(self, times: int = 100) -> float:
-        """Seconds that an empty call of the draft lane takes, or the target's; the median."""
-        lane = self._lanes.draft or self._lanes.target
+        """Seconds that an empty call of the draft executor takes, or the target's; the median."""
+        executor = self._executors.draft or self._executors.target
         taken = []
         for _ in range(times):
             started = time.perf_counter()
-            lane.submit("ping").result()
+            executor.submit("ping").result()
             taken.append(time.perf_counter() - started)
         return median(taken)
 
-    def forget(self) -> None:
-        """Forget what was learned from the texts so far: acceptance, and the lanes' speed."""
-        self._lanes.tunings.clear()
-        for lane in self._lanes.all():
-            lane.submit("forget").result()
+    def reset(self) -> None:
+        """Forget what was learned from the texts so far: acceptance, and the executors' speed."""
+        self._executors.tunings.clear()
+        for executor in self._executors.all():
+            executor.submit("reset").result()
 
     def close(self) -> None:
-        """Release both lanes."""
-        self._lanes.closed = True
-        for lane in self._lanes.all():
-            lane.close()
+        """Release both executors."""
+        self._executors.closed = True
+        for executor in self._executors.all():
+            executor.close()
 
     def __enter__(self) -> Self:
         return self
@@ -373,12 +389,12 @@ class LLM:
         self.close()
 
     def _rounds(
-        self, request: Request, method: str | None, options: DecodingOptions | None = None
+        self, request: Request, method: str | None, options: SpeculativeConfig | None = None
     ) -> Iterator[Round]:
         check_method(method, self.draft is not None)
         method = method or self.method
         return self._engine.run(
-            request, DECODERS[method], method in OVERLAPPING, options or self.options
+            request, METHODS[method], method in OVERLAPPING, options or self.options
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from specbranch.lanes.base import Span
+from specbranch.executors.base import Span
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Fates:
 
     @property
     def total(self) -> int:
-        """All tokens that the draft lane produced."""
+        """All tokens that the draft executor produced."""
         return sum(asdict(self).values())
 
     def __add__(self, other: Fates) -> Fates:
@@ -52,7 +52,7 @@ class Round:
         tokens: ids committed in this round.
         origins: where each came from.
         fates: of the drafted tokens whose end this round decided.
-        drafting, branching, verification: when the lanes worked on it.
+        drafting, branching, verification: when the executors worked on it.
         seconds: time of the round, from the end of the last one.
     """
 
@@ -73,7 +73,7 @@ class Round:
 
     @property
     def spans(self) -> list[Span]:
-        """Of every lane call that was made."""
+        """Of every executor call that was made."""
         return [s for s in (self.drafting, self.branching, self.verification) if s is not None]
 
 

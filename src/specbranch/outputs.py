@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from specbranch.engine.detokenizer import Detokenizer
 from specbranch.metrics import Metrics, Round
-from specbranch.sampling import SamplingParams
+from specbranch.sampling_params import SamplingParams
 from specbranch.sequence import FinishReason, Origin, Sequence
-from specbranch.text import TextStream
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Request:
     """A generation under way: what the decoder writes to and the reader reads from."""
 
     sequence: Sequence
-    stream: TextStream
+    stream: Detokenizer
     params: SamplingParams
     metrics: Metrics = field(default_factory=Metrics)
     rounds: list[Round] = field(default_factory=list)

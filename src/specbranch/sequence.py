@@ -28,7 +28,7 @@ class Sequence:
     """Committed text of one request.
 
     Attributes:
-        id: the name of the sequence on every lane.
+        id: the name of the sequence on every executor.
         prompt: token ids.
         max_tokens: most tokens to generate, the context limit considered.
         stop_ids: tokens that end the text when they are committed; they are part of it.

@@ -17,13 +17,13 @@ from specbranch.bench.contenders import Pair
 from specbranch.bench.run import WARM_UP
 from specbranch.bench.spread import Spread
 from specbranch.bench.trials import PARAMS, STEPS, Trials
-from specbranch.decoders import DecodingOptions
+from specbranch.config import MOST_BRANCHES
 from specbranch.errors import InputError
-from specbranch.hrad.plot import check_file
 from specbranch.llm import LLM
+from specbranch.methods import SpeculativeConfig
 from specbranch.metrics import Metrics
-from specbranch.options import MOST_BRANCHES
-from specbranch.sampling import SamplingParams
+from specbranch.sampling_params import SamplingParams
+from specbranch.training.hrad.plot import check_file
 
 WIDTHS = (1, 2, 4, 6, 8, MOST_BRANCHES)
 
@@ -49,20 +49,23 @@ class BranchCost:
 
     Attributes:
         k: branches in a round.
-        step: seconds of a draft step, on the draft lane beside a verification: of a branch call of
+        step: seconds of a draft step, on the draft executor beside a verification: of a branch
+            call of
             `STEPS` steps, a step's share of what it takes longer than one of none.
-        planning: seconds that a branch call of no steps takes on the draft lane: choosing the k
-            outcomes, forking the cache. Of virtual lanes, all that their profile has besides
-            forwards (`Costs.call`).
+        planning: seconds that a branch call of no steps takes on the draft executor: choosing the k
+            outcomes, forking the cache. Of virtual executors, all that their profile has besides
+            forwards (`ModelLatency.call`).
         message: seconds that a round's branch call spends on its way: from the decoder's request
-            to its start on the lane, and from its end, or from when the decoder began to wait for
-            that, to the decoder having the branches. None on virtual lanes.
+            to its start on the executor, and from its end, or from when the decoder began to wait
+            for
+            that, to the decoder having the branches. None on virtual executors.
         kv_bytes: of the draft's keys and values that the branches do not share with the text, when
             the verification has ended.
         kv_share: the same ÷ keys and values of draft and target for the text.
         kv_reserved: bytes that the draft's cache sets aside for branches: γ may be `MOST_GAMMA`.
-        slow_down: verification beside the branches ÷ the same one with the draft lane idle, the
-            target on the same cores; trial by trial. On inline lanes, where nothing overlaps, it
+        slow_down: verification beside the branches ÷ the same one with the draft executor idle, the
+            target on the same cores; trial by trial. On inline executors, where nothing overlaps,
+            it
             is 1 but for noise.
         tokens_per_second: of SpecBranch with ``k_max=k``, of each repeat, prompts included.
         over_one: its ratio to ``k_max=1``, repeat by repeat: the net gain.
@@ -93,9 +96,9 @@ def branch_costs(
     max_tokens: int = 64,
     repeats: int = 3,
 ) -> list[BranchCost]:
-    """Measure on the pair's parallel lanes; every text by every k in turn, again and again.
+    """Measure on the pair's parallel executors; every text by every k in turn, again and again.
 
-    Retrieval is off, and drafting always on, so that the branches matter.
+    NgramIndex is off, and drafting always on, so that the branches matter.
 
     Args:
         prompts: token ids, one at least.
@@ -118,7 +121,7 @@ def branch_costs(
             f"the context holds {llm.max_model_len} tokens, and a round of branches takes "
             f"{PARAMS.max_tokens} after the prompt: use a longer one"
         )
-    ways = {k: DecodingOptions(k_max=k, speculate="always", retrieval=False) for k in widths}
+    ways = {k: SpeculativeConfig(k_max=k, speculate="always", retrieval=False) for k in widths}
     params = SamplingParams(max_tokens=max_tokens)
     trials = {k: Trials() for k in widths}
     speeds: dict[int, list[Metrics]] = {k: [] for k in widths}
@@ -199,7 +202,7 @@ def plot(costs: Sequence[BranchCost], file: Path) -> None:
 
 
 def _generate(
-    llm: LLM, prompt: list[int], params: SamplingParams, options: DecodingOptions
+    llm: LLM, prompt: list[int], params: SamplingParams, options: SpeculativeConfig
 ) -> Metrics:
     [output] = llm.generate([prompt], params, method="specbranch", options=options)
     return output.metrics

@@ -1,4 +1,4 @@
-"""Who takes part in a comparison, and on which lanes each is at its fastest."""
+"""Who takes part in a comparison, and on which executors each is at its fastest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from specbranch.decoders import DecodingOptions
-from specbranch.engine import Prompt
+from specbranch.config import MOST_BRANCHES
+from specbranch.engine.engine import Prompt
 from specbranch.llm import LLM
-from specbranch.options import MOST_BRANCHES
+from specbranch.methods import SpeculativeConfig
 from specbranch.outputs import RequestOutput
-from specbranch.sampling import SamplingParams
+from specbranch.sampling_params import SamplingParams
 
 # Names, as in files and options.
 PLAIN = "plain"
@@ -29,7 +29,7 @@ LABELS = {
     SPECBRANCH: "SpecBranch",
     PAPER: "SpecBranch as in the paper",
 }
-AS_IN_THE_PAPER = DecodingOptions("auto", 0.3, MOST_BRANCHES, "point", "always", retrieval=False)
+AS_IN_THE_PAPER = SpeculativeConfig("auto", 0.3, MOST_BRANCHES, "point", "always", retrieval=False)
 
 
 class Entrant(Protocol):
@@ -63,21 +63,21 @@ class Contender:
     """A method of ours.
 
     Attributes:
-        llm: on the lanes where the method is at its fastest.
+        llm: on the executors where the method is at its fastest.
     """
 
     name: str
     label: str
     llm: LLM
     method: str
-    options: DecodingOptions
+    options: SpeculativeConfig
     competes: bool = True
     samples: bool = True
 
     @property
     def exact(self) -> bool:
         """Natural widths round differently."""
-        return self.llm.width.aligned and self.name != BIT_EXACT
+        return self.llm.padding.aligned and self.name != BIT_EXACT
 
     def generate(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
         """Decode one prompt."""
@@ -86,41 +86,41 @@ class Contender:
 
 @dataclass(frozen=True)
 class Pair:
-    """One pair of models, on two kinds of lanes.
+    """One pair of models, on two kinds of executors.
 
     Attributes:
-        in_turn: one model at a time, with all cores.
+        sequential: one model at a time, with all cores.
         parallel: both at the same time, each with its share of the cores.
     """
 
-    in_turn: LLM
+    sequential: LLM
     parallel: LLM
 
     @classmethod
-    def load(cls, make: Callable[[str], LLM], lanes: str) -> Pair:
-        """Load the pair for both; `make` loads it on the given kind of lanes."""
-        parallel = make(lanes)
+    def load(cls, make: Callable[[str], LLM], executors: str) -> Pair:
+        """Load the pair for both; `make` loads it on the given kind of executors."""
+        parallel = make(executors)
         # On a virtual clock nothing depends on who has which cores.
-        if parallel.lanes in ("inline", "virtual"):
+        if parallel.executors in ("inline", "virtual"):
             return cls(parallel, parallel)
-        # This process has the models in turn: the same cores as the lanes have together.
-        parallel.placement.alone.take()
+        # This process has the models in turn: the same cores as the executors have together.
+        parallel.affinity.alone.take()
         return cls(make("inline"), parallel)
 
     def close(self) -> None:
-        """Release all lanes."""
+        """Release all executors."""
         self.parallel.close()
-        if self.in_turn is not self.parallel:
-            self.in_turn.close()
+        if self.sequential is not self.parallel:
+            self.sequential.close()
 
-    def lineup(self, options: DecodingOptions) -> list[Contender]:
+    def lineup(self, options: SpeculativeConfig) -> list[Contender]:
         """The methods to draw side by side. SpS and plain decoding get all cores for each model."""
         gamma = 8 if options.gamma == "auto" else options.gamma
         fixed = replace(options, gamma=gamma)
-        plain = self.in_turn.plain()
+        plain = self.sequential.plain()
         return [
             Contender(PLAIN, LABELS[PLAIN], plain, "autoregressive", options),
-            Contender(f"sps-{gamma}", f"SpS, γ = {gamma}", self.in_turn, "speculative", fixed),
+            Contender(f"sps-{gamma}", f"SpS, γ = {gamma}", self.sequential, "speculative", fixed),
             Contender(f"pearl-{gamma}", f"PEARL, γ = {gamma}", self.parallel, "pearl", fixed),
             Contender(SPECBRANCH, LABELS[SPECBRANCH], self.parallel, "specbranch", options),
         ]
@@ -129,18 +129,18 @@ class Pair:
         """SpecBranch by the paper's rules alone."""
         return Contender(PAPER, LABELS[PAPER], self.parallel, "specbranch", AS_IN_THE_PAPER)
 
-    def field(self, options: DecodingOptions) -> list[Contender]:
+    def field(self, options: SpeculativeConfig) -> list[Contender]:
         """All methods, SpS with short chains, too, and plain decoding of several kinds."""
         contenders = self.lineup(options)
         if options.gamma != 4:
             short = replace(options, gamma=4)
-            four = Contender("sps-4", "SpS, γ = 4", self.in_turn, "speculative", short)
+            four = Contender("sps-4", "SpS, γ = 4", self.sequential, "speculative", short)
             contenders.insert(1, four)
         free = replace(options, gamma="auto")
         contenders[1:1] = [
-            Contender("lookup", "prompt lookup", self.in_turn, "lookup", free),
-            Contender("lookahead", "lookahead", self.in_turn, "lookahead", free),
-            Contender("adaedl", "AdaEDL", self.in_turn, "adaedl", free),
+            Contender("lookup", "prompt lookup", self.sequential, "lookup", free),
+            Contender("lookahead", "lookahead", self.sequential, "lookahead", free),
+            Contender("adaedl", "AdaEDL", self.sequential, "adaedl", free),
         ]
         on = replace(options, speculate="always")
         label = "SpecBranch, never turned off"
@@ -149,23 +149,23 @@ class Pair:
         kept = self.parallel.on_target_share()
         exact = Contender(BIT_EXACT, "plain decoding, bit-exact", kept, "autoregressive", options)
         contenders.append(replace(exact, competes=False))
-        if self.in_turn is not self.parallel:
+        if self.sequential is not self.parallel:
             label = "plain decoding on the target's share of the cores"
             share = Contender(ON_SHARE, label, kept.plain(), "autoregressive", options)
             contenders.append(replace(share, competes=False))
         return contenders
 
-    def for_overlap(self, options: DecodingOptions) -> list[Contender]:
+    def for_overlap(self, options: SpeculativeConfig) -> list[Contender]:
         """What overlap is measured by, besides `field`; nobody where nothing overlaps.
 
         Nothing is turned off.
         """
-        if self.in_turn is self.parallel:
+        if self.sequential is self.parallel:
             return []
         kept = self.parallel.on_target_share()
         options = replace(options, speculate="always")
         label = "SpecBranch, models in turn on all cores"
-        found = [Contender(IN_TURN, label, self.in_turn, "specbranch", options, competes=False)]
+        found = [Contender(IN_TURN, label, self.sequential, "specbranch", options, competes=False)]
         for gamma, name in BY_ITSELF.items():
             label = f"SpS, γ = {gamma}, with the target on its share of the cores"
             fixed = replace(options, gamma=gamma)

@@ -12,7 +12,7 @@ import transformers
 from specbranch import __version__
 from specbranch.bench.contenders import Entrant, Pair
 from specbranch.hardware import cpu_name, has_native_bfloat16
-from specbranch.models.facts import ModelFacts
+from specbranch.models.info import ModelInfo
 
 
 def machine() -> dict[str, Any]:
@@ -32,18 +32,18 @@ def machine() -> dict[str, Any]:
 
 
 def pair_facts(pair: Pair, entrants: list[Entrant]) -> dict[str, Any]:
-    """Models, cores of each lane, and who took part, as JSON types."""
+    """Models, cores of each executor, and who took part, as JSON types."""
     llm = pair.parallel
     assert llm.draft is not None
     return {
         "target": _model(llm.target),
         "draft": _model(llm.draft),
-        "exactness": str(llm.width),
-        "lanes": llm.lanes,
+        "exactness": str(llm.padding),
+        "executors": llm.executors,
         "cores": {
-            "target, beside the draft": str(llm.placement.target),
-            "draft, beside the target": str(llm.placement.draft),
-            "either, alone": str(llm.placement.alone),
+            "target, beside the draft": str(llm.affinity.target),
+            "draft, beside the target": str(llm.affinity.draft),
+            "either, alone": str(llm.affinity.alone),
         },
         "labels": {entrant.name: entrant.label for entrant in entrants},
         "rows": [entrant.name for entrant in entrants if entrant.competes],
@@ -51,6 +51,6 @@ def pair_facts(pair: Pair, entrants: list[Entrant]) -> dict[str, Any]:
     }
 
 
-def _model(facts: ModelFacts) -> str:
+def _model(facts: ModelInfo) -> str:
     parameters = f"{facts.parameters / 1e6:.1f}M parameters"
     return f"{facts.name}: {facts.architecture}, {parameters}, {facts.how}"

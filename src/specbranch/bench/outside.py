@@ -12,9 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
-from specbranch.models.loading import ModelSpec, load_model, quiet
+from specbranch.models.loader import ModelSpec, load_model, quiet
 from specbranch.outputs import CompletionOutput, RequestOutput
-from specbranch.sampling import SamplingParams
+from specbranch.sampling_params import SamplingParams
 from specbranch.sequence import FinishReason
 
 LOOKUP_TOKENS = 10  # what transformers' documentation uses

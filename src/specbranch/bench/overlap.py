@@ -1,4 +1,4 @@
-"""How well SpecBranch's lanes overlap."""
+"""How well SpecBranch's executors overlap."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from statistics import median
 
 from specbranch.bench.contenders import ALWAYS_ON, BY_ITSELF, IN_TURN
 from specbranch.bench.run import Heat
-from specbranch.lanes.virtual import Costs
+from specbranch.engine.timeline import target_idle
+from specbranch.executors.virtual import ModelLatency
 from specbranch.metrics import Round
-from specbranch.timeline import target_idle
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Overlap:
     """Figures of the contender `specbranch-always`.
 
     Attributes:
-        round_time: median time of a round's overlapped step ÷ that of its longer lane call.
+        round_time: median time of a round's overlapped step ÷ that of its longer executor call.
         idle: share of the decoding time in which the target verified nothing.
         steady_idle: the same in the rounds after a hit.
         gain: decoding time of the same texts by the same decoder with the models in turn, each on
@@ -73,7 +73,7 @@ def _overlapped(done: Round) -> float:
 
 def _slow_down(beside: Iterable[Round], alone: Iterable[Round]) -> float:
     """The median over forwards, each held against the median of its size."""
-    expected = Costs({n: median(seconds) for n, seconds in _by_tokens(alone).items()})
+    expected = ModelLatency({n: median(seconds) for n, seconds in _by_tokens(alone).items()})
     ratios = [
         seconds / expected.seconds(n)
         for n, taken in _by_tokens(beside).items()

@@ -11,8 +11,8 @@ import numpy as np
 from specbranch.bench.contenders import ALWAYS_ON, PAPER, PLAIN, SPECBRANCH
 from specbranch.bench.run import Heat
 from specbranch.bench.speed import Speed
+from specbranch.bench.theory import accepted_probability
 from specbranch.metrics import Round
-from specbranch.theory import accepted_probability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

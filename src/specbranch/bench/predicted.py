@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from specbranch.bench.contenders import PAPER, PLAIN
 from specbranch.bench.run import Heat
+from specbranch.bench.theory import cut_specbranch_speedup, pearl_speedup, sps_speedup
 from specbranch.metrics import Round
-from specbranch.theory import cut_specbranch_speedup, pearl_speedup, sps_speedup
 
 
 @dataclass(frozen=True)

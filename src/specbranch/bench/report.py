@@ -12,7 +12,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from specbranch import timeline
 from specbranch.bench import paper, plots
 from specbranch.bench.branch_costs import HEADINGS, BranchCost, plot, table
 from specbranch.bench.contenders import ALWAYS_ON, PLAIN, SPECBRANCH
@@ -20,6 +19,7 @@ from specbranch.bench.overlap import overlap
 from specbranch.bench.predicted import predictions
 from specbranch.bench.run import Heat, identical
 from specbranch.bench.speed import ALL, Speed, speeds
+from specbranch.engine import timeline
 
 METHODS = (
     "M is the number of tokens committed per target call, RB the rolled-back share of the tokens "
@@ -100,7 +100,7 @@ class Report:
 
     def write(self) -> list[Path]:
         """Write ``report.md`` and ``report.html``; returns what was written."""
-        sections = [self._speed(), *self._categories(), self._drafting(), *self._lanes()]
+        sections = [self._speed(), *self._categories(), self._drafting(), *self._executors()]
         sections += [*self._branches(), *self._theory(), *self._paper(), self._environment()]
         same, compared = self.texts
         lead = (
@@ -213,7 +213,7 @@ class Report:
     def _one_suite(self) -> bool:
         return len({heat.question.suite for heat in self._heats}) == 1
 
-    def _lanes(self) -> list[Section]:
+    def _executors(self) -> list[Section]:
         rows = []
         for draft in self._facts["pairs"]:
             found = overlap([h for h in self._heats if h.draft == draft and h.temperature == 0])
@@ -221,14 +221,14 @@ class Report:
                 rows.append([draft, *(f"{value:.3f}" for value in asdict(found).values())])
         if not rows:
             return []
-        headings = ["draft", "round ÷ longer lane", "target idle", "idle after a hit"]
+        headings = ["draft", "round ÷ longer executor", "target idle", "idle after a hit"]
         headings += ["gain over models in turn", "slow-down of the target", "c"]
         text = (
             "Gain: decoding time of the same texts with the models in turn, each on all cores, ÷ "
             "that of SpecBranch. Slow-down: a verification beside a working draft ÷ one of as many "
             "tokens alone on the same cores. c: median verification ÷ median draft step."
         )
-        return [Section("How the lanes overlap", [text], [Table(headings, rows)])]
+        return [Section("How the executors overlap", [text], [Table(headings, rows)])]
 
     def _branches(self) -> list[Section]:
         """Only where it was measured."""
@@ -271,8 +271,9 @@ class Report:
         ]
         headings = ["method", "α", "γ", "c", "hits", "predicted ×", "measured ×", "error"]
         text = (
-            "Speed over plain decoding by the formulas of specbranch.theory, with acceptance and "
-            "times as measured, greedy, without the reading of the prompt. A formula takes every "
+            "Speed over plain decoding by the formulas of specbranch.bench.theory, with "
+            "acceptance and times as measured, greedy, without the reading of the prompt. A "
+            "formula takes every "
             "position for as likely accepted as any other, and counts no time but the forwards'."
         )
         return [Section("Predicted and measured", [text], [Table(headings, rows)])]

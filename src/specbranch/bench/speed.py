@@ -12,8 +12,8 @@ import numpy as np
 from specbranch.bench.contenders import ON_SHARE, PLAIN
 from specbranch.bench.run import Heat
 from specbranch.bench.suites import Question
+from specbranch.engine.timeline import target_idle
 from specbranch.metrics import Metrics
-from specbranch.timeline import target_idle
 
 ALL = "mean of suites"
 RESAMPLES = 4000

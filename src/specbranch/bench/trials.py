@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from specbranch.branching import KeepRule
-from specbranch.decoders import DecodingOptions, Lanes
+from specbranch.config import MOST_GAMMA
 from specbranch.llm import LLM
+from specbranch.methods import Executors, SpeculativeConfig
 from specbranch.metrics import Round
-from specbranch.models.facts import CacheSize
-from specbranch.options import MOST_GAMMA
-from specbranch.sampling import SamplingParams
+from specbranch.models.info import CacheSize
+from specbranch.policy.branching import DraftLengthPolicy
+from specbranch.sampling_params import SamplingParams
 from specbranch.sequence import Sequence
-from specbranch.workers.messages import BranchPlan, Chain, Resolution
+from specbranch.workers.messages import BranchPlan, Chain, CommitUpdate
 
 CHAIN = 6  # tokens verified in a trial: about what a round has
 TRIALS = 4  # for each text
@@ -30,7 +30,7 @@ class Trials:
     """What trials of one k found: see `branch_costs.BranchCost`.
 
     Attributes:
-        burst: seconds of a branch call of `STEPS` steps on the draft lane.
+        burst: seconds of a branch call of `STEPS` steps on the draft executor.
     """
 
     planning: list[float] = field(default_factory=list)
@@ -41,24 +41,26 @@ class Trials:
     kv_share: list[float] = field(default_factory=list)
     kv_reserved: list[float] = field(default_factory=list)
 
-    def run(self, llm: LLM, prompt: list[int], options: DecodingOptions) -> None:
+    def run(self, llm: LLM, prompt: list[int], options: SpeculativeConfig) -> None:
         """Trials after a prompt, or as much of it as leaves room for a round."""
         request = llm.request(prompt[: llm.max_model_len - PARAMS.max_tokens], PARAMS)
         for _ in llm.run(request, self._decode, options):
             raise AssertionError("trials commit nothing")
 
     def _decode(
-        self, sequence: Sequence, lanes: Lanes, options: DecodingOptions
+        self, sequence: Sequence, executors: Executors, options: SpeculativeConfig
     ) -> Iterator[Round]:
         """A decoding method that yields no rounds."""
         yield from ()
-        assert lanes.draft is not None
-        lanes.share_target(overlap=True)
-        if lanes.placement is not None:
-            lanes.draft.occupy(lanes.placement.share("draft", overlap=True))
-        resolution = Resolution(sequence.length)
-        drafting = lanes.draft.submit("draft", sequence.id, resolution, CHAIN, KeepRule())
-        trial = _Trial(sequence, lanes, options, drafting.result())
+        assert executors.draft is not None
+        executors.share_target(overlap=True)
+        if executors.affinity is not None:
+            executors.draft.set_affinity(executors.affinity.share("draft", overlap=True))
+        resolution = CommitUpdate(sequence.length)
+        drafting = executors.draft.submit(
+            "draft", sequence.id, resolution, CHAIN, DraftLengthPolicy()
+        )
+        trial = _Trial(sequence, executors, options, drafting.result())
         trial.round(steps=0)  # the first one has the draft read the end of its chain
         for _ in range(TRIALS):
             alone = trial.verify_alone()
@@ -67,11 +69,11 @@ class Trials:
             whole = trial.round(MOST_GAMMA, stop=True)
             self.message.append(whole.message)
             self.slow_down.append(whole.verifying / alone)
-            self._weigh(sequence, lanes)
+            self._weigh(sequence, executors)
 
-    def _weigh(self, sequence: Sequence, lanes: Lanes) -> None:
+    def _weigh(self, sequence: Sequence, executors: Executors) -> None:
         """Take in the caches' sizes as a round left them."""
-        calls = [lane.submit("cache_size", sequence.id) for lane in lanes.all()]
+        calls = [executor.submit("cache_size", sequence.id) for executor in executors.all()]
         target, draft = (call.result() for call in calls)
         assert isinstance(target, CacheSize) and isinstance(draft, CacheSize)
         without = draft.token * (len(sequence.prompt) + sequence.max_tokens)
@@ -82,7 +84,7 @@ class Trials:
 
 @dataclass(frozen=True)
 class _Times:
-    """Seconds of one round: on the draft lane, on the target lane, on the way."""
+    """Seconds of one round: on the draft executor, on the target executor, on the way."""
 
     drafting: float
     verifying: float
@@ -91,16 +93,16 @@ class _Times:
 
 @dataclass
 class _Trial:
-    """Rounds after one text: of each, both lanes forget what it did."""
+    """Rounds after one text: of each, both executors reset what it did."""
 
     text: Sequence
-    lanes: Lanes
-    options: DecodingOptions
+    executors: Executors
+    options: SpeculativeConfig
     chain: Chain
 
     def verify_alone(self) -> float:
-        """Seconds of the verification with the draft lane idle."""
-        verifying = self.lanes.target.submit("verify", self.text.id, self.chain.tokens)
+        """Seconds of the verification with the draft executor idle."""
+        verifying = self.executors.target.submit("verify", self.text.id, self.chain.tokens)
         verifying.result()
         self._rewind()
         return verifying.span.seconds
@@ -112,13 +114,13 @@ class _Trial:
             steps: of the draft.
             stop: the branches when the chain is verified.
         """
-        target, draft = self.lanes.all()
+        target, draft = self.executors.all()
         plan = BranchPlan(
             self.text.remaining - 1, steps, self.options.branches, self.options.branching
         )
         submitted = draft.now()
         branching = draft.submit(
-            "branch", self.text.id, Resolution(self.text.length + len(self.chain)), plan
+            "branch", self.text.id, CommitUpdate(self.text.length + len(self.chain)), plan
         )
         verifying = target.submit("verify", self.text.id, self.chain.tokens)
         verifying.result()
@@ -134,4 +136,4 @@ class _Trial:
         )
 
     def _rewind(self) -> None:
-        self.lanes.target.submit("rewind", self.text.id, self.text.length).result()
+        self.executors.target.submit("rewind", self.text.id, self.text.length).result()

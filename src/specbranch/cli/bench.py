@@ -25,8 +25,8 @@ from specbranch.bench.suites import PAPER_SUITES, TEN, Question, load_suite
 from specbranch.cli.checks import check_counts
 from specbranch.cli.pair import load_both, sampling_params
 from specbranch.errors import InputError
-from specbranch.models.loading import ModelSpec, load_tokenizer
-from specbranch.sampling import SamplingParams
+from specbranch.models.loader import ModelSpec, load_tokenizer
+from specbranch.sampling_params import SamplingParams
 from specbranch.zoo import PREDICTORS
 
 
@@ -61,9 +61,9 @@ class Grid:
 
 def _settings(options: argparse.Namespace, grid: Grid) -> dict[str, Any]:
     """What a run that goes on must have in common with the one it goes on with."""
-    names = ["target", "dtype", "width", "top_k", "top_p", "min_p", "repetition_penalty"]
+    names = ["target", "dtype", "padding", "top_k", "top_p", "min_p", "repetition_penalty"]
     names += ["seed", "prompt_tokens", "methods", "gamma", "epsilon", "k_max", "branching", "hrad"]
-    names += ["retrieval", "speculate", "enforce_eager", "lanes", "overlap", "reproduce"]
+    names += ["retrieval", "speculate", "enforce_eager", "executors", "overlap", "reproduce"]
     names += ["quantization", "draft_quantization"]
     return asdict(grid) | {name: getattr(options, name) for name in names}
 
@@ -76,7 +76,7 @@ def _entrants(pair: Pair, options: argparse.Namespace) -> list[Entrant]:
     asked = options.methods
     entrants: list[Entrant] = [*ours]
     # On a virtual clock their time is not the others' time, and they have no such target.
-    comparable = pair.parallel.lanes != "virtual" and not options.quantization
+    comparable = pair.parallel.executors != "virtual" and not options.quantization
     if comparable and (not asked or any("transformers" in a for a in asked)):
         specs = [
             ModelSpec(name, options.dtype, device or options.device, options.sharded and not place)

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from specbranch import timeline
 from specbranch.bench.contenders import PLAIN
 from specbranch.bench.run import WARM_UP
 from specbranch.cli.pair import load_both, sampling_params
+from specbranch.engine import timeline
 from specbranch.errors import InputError
 
 

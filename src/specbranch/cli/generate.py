@@ -13,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from specbranch import timeline
 from specbranch.cli.checks import check_counts
 from specbranch.cli.pair import load_llm, sampling_params
+from specbranch.engine import timeline
 from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
 from specbranch.outputs import Request, RequestOutput
 from specbranch.prompts import read_prompts
-from specbranch.sampling import SamplingParams
+from specbranch.sampling_params import SamplingParams
 from specbranch.sequence import Origin
 
 STYLES = {Origin.CHAIN: "green", Origin.BRANCH: "cyan", Origin.TARGET: "yellow"}
@@ -103,7 +103,7 @@ def _compare(
         ours = llm.generate(prompt, params)[0]
         # The drawn seed, so that sampling is compared on the same noise.
         reference = llm.generate(prompt, ours.params, method="autoregressive")[0]
-        timed = plain.generate(prompt, ours.params)[0] if llm.width.aligned else reference
+        timed = plain.generate(prompt, ours.params)[0] if llm.padding.aligned else reference
         same = ours.outputs[0].token_ids == reference.outputs[0].token_ids
         identical += same
         tokens += len(reference.outputs[0].token_ids)
@@ -170,7 +170,7 @@ def _generate(
     if options.timeline:
         timeline.save(drawn, options.timeline)
         idle = 100 * timeline.target_idle(drawn.values())
-        print(f"wrote {options.timeline}; target lane idle {idle:.0f} %", file=sys.stderr)
+        print(f"wrote {options.timeline}; target executor idle {idle:.0f} %", file=sys.stderr)
     if len(prompts) > 1 and not options.json:
         console.print(Text(f"all {len(prompts)} prompts: {_summary(total)}", style="bold"))
     return 0

@@ -13,14 +13,14 @@ from rich.table import Table
 from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.errors import InputError
-from specbranch.hrad.collect import Prompt, collect
-from specbranch.hrad.plot import check_file, draw
-from specbranch.hrad.records import Collection, Records, Setting, manifest
-from specbranch.hrad.rivals import GOES_BY, Comparison, compare
-from specbranch.hrad.signal import Keep
-from specbranch.hrad.train import Recipe, fit, split
 from specbranch.llm import LLM
+from specbranch.policy.signal import Keep
 from specbranch.prompts import read_prompts
+from specbranch.training.hrad.baselines import GOES_BY, Comparison, compare
+from specbranch.training.hrad.collect import Prompt, collect
+from specbranch.training.hrad.plot import check_file, draw
+from specbranch.training.hrad.records import Collection, RecordingSetup, Records, manifest
+from specbranch.training.hrad.train import Recipe, fit, split
 
 
 def run_hrad(options: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def _collect(options: argparse.Namespace) -> int:
     texts = [(file.name, read_prompts(file, options.limit)) for file in options.prompts]
     with load_llm(argparse.Namespace(**vars(options) | {"method": "speculative"})) as llm:
         assert llm.draft is not None
-        setting = Setting.of(llm.target, llm.draft, options.gamma, options.layers)
+        setting = RecordingSetup.of(llm.target, llm.draft, options.gamma, options.layers)
         collection = Collection(options.out, manifest(setting, params))
         prompts = [
             Prompt(ids, source)
@@ -77,7 +77,7 @@ def _counts(records: Records, sources: list[str]) -> Table:
 
 
 def _train(options: argparse.Namespace) -> int:
-    """Train, compare with the rivals, and write the predictor with what came of it."""
+    """Train, compare with the baselines, and write the predictor with what came of it."""
     check_counts(options, "epochs", "batch_size")
     if not 0 < options.held_out < 1:
         raise InputError(f"--held-out must be between 0 and 1, not {options.held_out:g}")

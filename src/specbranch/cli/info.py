@@ -14,10 +14,10 @@ from specbranch import __version__
 from specbranch.cli.pair import load_llm
 from specbranch.hardware import has_native_bfloat16
 from specbranch.llm import LLM
-from specbranch.models.facts import ModelFacts
+from specbranch.models.info import ModelInfo
 
 
-def _describe(table: Table, role: str, model: ModelFacts) -> None:
+def _describe(table: Table, role: str, model: ModelInfo) -> None:
     table.add_row(role, model.name)
     table.add_row(
         "",
@@ -42,12 +42,12 @@ def _facts(llm: LLM) -> Table:
     else:
         table.add_row("vocabulary", f"{len(llm.tokenizer)} tokens")
     table.add_row("context", f"{llm.max_model_len} tokens")
-    table.add_row("exactness", str(llm.width))
-    table.add_row("lanes", llm.lanes)
-    if llm.lanes == "process":
-        table.add_row("", f"target: {llm.placement.target}; alone: {llm.placement.alone}")
+    table.add_row("exactness", str(llm.padding))
+    table.add_row("executors", llm.executors)
+    if llm.executors == "process":
+        table.add_row("", f"target: {llm.affinity.target}; alone: {llm.affinity.alone}")
         if llm.draft:
-            table.add_row("", f"draft: {llm.placement.draft}")
+            table.add_row("", f"draft: {llm.affinity.draft}")
         table.add_row("", f"empty round trip: {1e3 * llm.round_trip():.3f} ms")
     native = "native" if has_native_bfloat16(torch.device("cpu")) else "emulated"
     table.add_row("cpu", f"{torch.get_num_threads()} threads, bfloat16 {native}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from specbranch import __version__
 from specbranch.errors import SpecBranchError
 
-_TIMELINE = "draw what the lanes did when: .svg, .png, or .json for Perfetto"
+_TIMELINE = "draw what the executors did when: .svg, .png, or .json for Perfetto"
 
 
 def _number_or_word(given: str) -> int | str:
@@ -43,7 +43,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="run the models as transformers does, uncompiled",
     )
     add(
-        "--width",
+        "--padding",
         type=_number_or_word,
         default="auto",
         help="tokens of a target forward: auto (default) and a number N (padded) are bit-exact for "
@@ -54,18 +54,22 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_pair(parser: argparse.ArgumentParser) -> None:
     _add_models(parser)
-    group = parser.add_argument_group("lanes: where the models run")
+    group = parser.add_argument_group("executors: where the models run")
     add = group.add_argument
     add(
-        "--lanes",
+        "--executors",
         default="auto",
         help="process: each model on its own cores or GPU; thread: each on its own CUDA stream; "
         "inline: in turn; auto (default) picks",
     )
     add("--target-cores", help="cores that the target runs on, such as 0-2 (default: divided)")
     add("--draft-cores", help="cores of the draft's process")
-    add("--lane-timeout", type=float, help="seconds after which a silent lane is given up (600)")
-    add("--profile", type=Path, help="virtual lanes, as fast as this JSON file says")
+    add(
+        "--executor-timeout",
+        type=float,
+        help="seconds after which a silent executor is given up (600)",
+    )
+    add("--profile", type=Path, help="virtual executors, as fast as this JSON file says")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +98,7 @@ def _add_drafting(parser: argparse.ArgumentParser) -> None:
     add(
         "--gamma",
         type=_number_or_word,
-        help="most tokens drafted ahead in a round; auto follows the lanes",
+        help="most tokens drafted ahead in a round; auto follows the executors",
     )
     add(
         "--epsilon",
@@ -155,7 +159,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add("--temperatures", nargs="+", type=float, help="0 is greedy (default 0)")
     add("--methods", nargs="+", help="only these rows, besides plain and specbranch")
     add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
-    add("--overlap", action="store_true", help="measure how well the lanes overlap, too")
+    add("--overlap", action="store_true", help="measure how well the executors overlap, too")
     add("--branch-costs", action="store_true", help="measure what k branches cost, too")
     add("--quick", action="store_true", help="3 questions a suite, 48 tokens, once: a glance")
     add(
@@ -206,7 +210,9 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     )
     _add_drafting(parser)
     _add_models(parser)
-    parser.set_defaults(lanes="virtual", target_cores=None, draft_cores=None, lane_timeout=None)
+    parser.set_defaults(
+        executors="virtual", target_cores=None, draft_cores=None, executor_timeout=None
+    )
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:

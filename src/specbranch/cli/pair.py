@@ -7,16 +7,16 @@ from typing import Any
 
 from specbranch.bench.contenders import Pair
 from specbranch.errors import InputError
-from specbranch.lanes.virtual import Profile
+from specbranch.executors.virtual import Profile
 from specbranch.llm import LLM
-from specbranch.sampling import SamplingParams
+from specbranch.sampling_params import SamplingParams
 
 
 def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM:
     """Load the pair that the options name.
 
     Args:
-        profile: of virtual lanes, instead of the one that the options name.
+        profile: of virtual executors, instead of the one that the options name.
 
     Raises:
         InputError, UnsupportedModelError: as `LLM`.
@@ -33,7 +33,7 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
             "branching",
             "speculate",
             "retrieval",
-            "lane_timeout",
+            "executor_timeout",
         )
         if getattr(options, name, None) is not None
     }
@@ -49,11 +49,11 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
         target_device=options.target_device,
         draft_device=options.draft_device,
         sharded=options.sharded,
-        lanes="virtual" if profile else options.lanes,
+        executors="virtual" if profile else options.executors,
         target_cores=options.target_cores,
         draft_cores=options.draft_cores,
         profile=profile,
-        width=options.width or None,
+        padding=options.padding or None,
         max_model_len=options.max_model_len,
         enforce_eager=options.enforce_eager,
         **given,
@@ -61,7 +61,7 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
 
 
 def load_both(options: argparse.Namespace) -> Pair:
-    """The pair that the options name, on lanes in turn and on lanes in parallel.
+    """The pair that the options name, on executors in turn and on executors in parallel.
 
     Raises:
         InputError, UnsupportedModelError: as `LLM`.
@@ -69,13 +69,13 @@ def load_both(options: argparse.Namespace) -> Pair:
     if options.draft == "none":
         raise InputError("a comparison of methods needs a draft model")
 
-    def make(lanes: str) -> LLM:
-        changed: dict[str, str | None] = {"lanes": lanes}
-        if lanes != options.lanes:
+    def make(executors: str) -> LLM:
+        changed: dict[str, str | None] = {"executors": executors}
+        if executors != options.executors:
             changed |= {"target_cores": None, "draft_cores": None}
         return load_llm(argparse.Namespace(**vars(options) | changed))
 
-    return Pair.load(make, options.lanes)
+    return Pair.load(make, options.executors)
 
 
 def sampling_params(options: argparse.Namespace) -> SamplingParams:

@@ -10,7 +10,7 @@ from rich.table import Table
 from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_both
 from specbranch.cli.simulate import encode, read_texts
-from specbranch.lanes.profile import Costs, Profile
+from specbranch.executors.latency_profile import ModelLatency, Profile
 from specbranch.simulate.measure import measure
 
 SIZES = (1, 4, 8, 16)  # tokens, or branches, to show
@@ -51,5 +51,5 @@ def _table(profile: Profile) -> Table:
     return table
 
 
-def _cells(costs: Costs) -> list[str]:
+def _cells(costs: ModelLatency) -> list[str]:
     return [f"{1e3 * seconds:.2f}" for seconds in [*map(costs.seconds, SIZES), costs.call]]

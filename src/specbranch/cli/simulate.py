@@ -13,17 +13,17 @@ from rich.table import Table
 
 from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_llm
+from specbranch.config import SpeculativeConfig
 from specbranch.errors import InputError
-from specbranch.hrad.plot import check_file
-from specbranch.lanes.profile import Profile
+from specbranch.executors.latency_profile import Profile
 from specbranch.llm import LLM
-from specbranch.options import DecodingOptions
 from specbranch.prompts import read_prompts
-from specbranch.sampling import SamplingParams
+from specbranch.sampling_params import SamplingParams
 from specbranch.simulate import heatmap
 from specbranch.simulate.predict import PROMPTS, Gamma, Prediction, Sweep, predict, sweep
 from specbranch.simulate.profiles import builtin, find_profile
 from specbranch.simulate.rounds import compare_rounds, read_recordings
+from specbranch.training.hrad.plot import check_file
 
 DRAFT_MS = 2.0
 BRANCH_COST = 0.05
@@ -93,7 +93,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.branch_cost is not None and not 0 <= options.branch_cost < float("inf"):
         raise InputError(f"--branch-cost must be 0 or more, not {options.branch_cost}")
     for gamma in options.sweep_gamma or []:
-        DecodingOptions(gamma=gamma)
+        SpeculativeConfig(gamma=gamma)
     if options.hit is not None and not 0 <= options.hit <= 1:
         raise InputError(f"--hit must be between 0 and 1, not {options.hit}")
 
@@ -123,7 +123,7 @@ def _by_hand(options: argparse.Namespace, c: float) -> Profile:
 def _recorded(options: argparse.Namespace, profile: Profile) -> list[Prediction]:
     asked = {name: getattr(options, name) for name in ("gamma", "k_max")}
     given = {name: value for name, value in asked.items() if value is not None}
-    drafting = DecodingOptions(**given)
+    drafting = SpeculativeConfig(**given)
     recordings = read_recordings(options.acceptance, options.column, options.limit)
     branches = BRANCHES if drafting.k_max == "auto" else drafting.k_max
     gamma = None if drafting.gamma == "auto" else drafting.gamma
@@ -206,7 +206,7 @@ def _print_profiles(console: Console) -> None:
     for name, profile in builtin().items():
         target, draft = profile.target.seconds(1), profile.draft.seconds(1)
         found = profile.devices
-        counts = (found.plain, found.in_turn, found.parallel)
+        counts = (found.plain, found.sequential, found.parallel)
         table.add_row(
             name,
             f"{1e3 * target:.1f} ms",

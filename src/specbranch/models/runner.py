@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specbranch.models.compiled import (
+from specbranch.models.cpu.compiled import (
     MOST_ROWS,
     CompiledForward,
     compile_forward,
     library_name,
     obstacle,
 )
-from specbranch.models.facts import CacheSize, ModelFacts
-from specbranch.models.packing import pack
-from specbranch.models.slab import Slab
-from specbranch.models.width import NATURAL, Width
+from specbranch.models.cpu.prepacking import pack
+from specbranch.models.info import CacheSize, ModelInfo
+from specbranch.models.kv_cache import StaticKVCache
+from specbranch.models.padding import NATURAL, Padding
 
 logger = logging.getLogger("specbranch")
 
@@ -47,8 +47,8 @@ class Branch:
 class State:
     """One sequence: a trunk in slots ``0 … length − 1``, and branches in the slots after it."""
 
-    slab: Slab
-    width: Width
+    kv_cache: StaticKVCache
+    padding: Padding
     length: int = 0
     used: int = 0
     branches: dict[int, Branch] = field(default_factory=dict)
@@ -56,14 +56,14 @@ class State:
 
 
 @dataclass(frozen=True)
-class Aside:
+class LookaheadRow:
     """A token that is run beside those that are appended to the trunk, for its logits alone.
 
-    It sees the trunk up to the first appended token, some asides, and itself.
+    It sees the trunk up to the first appended token, some lookahead_rows, and itself.
 
     Attributes:
         position: in the text.
-        sees: which of the asides before it.
+        sees: which of the lookahead_rows before it.
     """
 
     token: int
@@ -79,13 +79,14 @@ class Output:
         logits: float32 ``[n, vocabulary]``.
         hidden: states of the last K layers, ``[K, n, hidden_size]``, in the model's dtype; None
             unless asked for.
-        asides: logits of the m asides, float32 ``[m, vocabulary]``; None if there were none, or
+        lookahead_rows: logits of the m lookahead_rows, float32 ``[m, vocabulary]``; None if there
+            were none, or
             no room for them.
     """
 
     logits: Tensor
     hidden: Tensor | None = None
-    asides: Tensor | None = None
+    lookahead_rows: Tensor | None = None
 
 
 class CausalRunner:
@@ -138,12 +139,12 @@ class CausalRunner:
         pack(self.model, verifies, int8)
         self._compiled = compile_forward(self.model, name, library, verifies)
 
-    def describe(self, name: str) -> ModelFacts:
+    def describe(self, name: str) -> ModelInfo:
         """What the model, called `name` by the user, is."""
         config = self.model.config.get_text_config()
         generation = self.model.generation_config
         eos = generation.eos_token_id if generation is not None else None
-        return ModelFacts(
+        return ModelInfo(
             name,
             config.model_type,
             self.parameters,
@@ -166,16 +167,18 @@ class CausalRunner:
         sample = self.embeddings(range(min(64, self.vocabulary))).to(torch.bfloat16)
         return sha256(sample.view(torch.int16).cpu().numpy().tobytes()).hexdigest()[:16]
 
-    def open(self, sequence: int, capacity: int, width: Width = NATURAL) -> None:
+    def open(self, sequence: int, capacity: int, padding: Padding = NATURAL) -> None:
         """Start the empty sequence `sequence` that will hold at most `capacity` tokens at once.
 
         Args:
             capacity: trunk and branches together; padding and alignment need no allowance.
-            width: of the forwards of `run`.
+            padding: of the forwards of `run`.
         """
-        if width.aligned:
+        if padding.aligned:
             capacity = -(-capacity // BLOCK) * BLOCK
-        self._states[sequence] = State(Slab(self.layers, capacity + width.least - 1), width)
+        self._states[sequence] = State(
+            StaticKVCache(self.layers, capacity + padding.least - 1), padding
+        )
 
     def close(self, sequence: int) -> None:
         """Forget the sequence, if there is one, and free its cache."""
@@ -195,8 +198,8 @@ class CausalRunner:
     def cache_size(self, sequence: int) -> CacheSize:
         """What the sequence's cache takes; all zero before its first forward."""
         state = self._states[sequence]
-        allocated = state.slab.nbytes
-        token = allocated // state.slab.capacity
+        allocated = state.kv_cache.nbytes
+        token = allocated // state.kv_cache.capacity
         return CacheSize(token, token * (state.used - state.length), allocated)
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
@@ -210,26 +213,30 @@ class CausalRunner:
         sequence: int,
         tokens: Sequence[int],
         layers: int = 0,
-        asides: Sequence[Aside] = (),
+        lookahead_rows: Sequence[LookaheadRow] = (),
     ) -> Output:
         """Append `tokens` to the trunk, dropping all branches.
 
         Args:
             tokens: n ≥ 1 token ids.
             layers: K, how many of the last layers' hidden states to return.
-            asides: run in the same forward, and forgotten. Where it has no room for them (a fixed
-                width is full, a block of the cache ends) they are left out, so that a width that
+            lookahead_rows: run in the same forward, and forgotten. Where it has no room for them
+                (a fixed
+                padding is full, a block of the cache ends) they are left out, so that a padding
+                that
                 is bit-exact stays so.
         """
         state = self._states[sequence]
-        if asides and self._has_room(state, len(tokens), len(asides)):
-            return self._run_trunk(state, list(tokens), state.width.least, layers, asides=asides)
+        if lookahead_rows and self._has_room(state, len(tokens), len(lookahead_rows)):
+            return self._run_trunk(
+                state, list(tokens), state.padding.least, layers, lookahead_rows=lookahead_rows
+            )
         parts, left = [], list(tokens)
         while left:
-            count = min(len(left), state.width.most or len(left))
-            if state.width.aligned:
+            count = min(len(left), state.padding.most or len(left))
+            if state.padding.aligned:
                 count = min(count, BLOCK - state.length % BLOCK)
-            parts.append(self._run_trunk(state, left[:count], state.width.least, layers))
+            parts.append(self._run_trunk(state, left[:count], state.padding.least, layers))
             del left[:count]
         if len(parts) == 1:
             return parts[0]
@@ -286,7 +293,7 @@ class CausalRunner:
         mask[rows, [slot for branch in branches for slot in branch.slots]] = True
         positions = [branch.length - 1 for branch in branches]
         seen = torch.from_numpy(mask)
-        return self._forward(state.slab, list(tokens.values()), slots, positions, seen).logits
+        return self._forward(state.kv_cache, list(tokens.values()), slots, positions, seen).logits
 
     @torch.inference_mode()
     def keep(self, sequence: int, branch: int) -> None:
@@ -295,19 +302,19 @@ class CausalRunner:
         kept = state.branches[branch]
         if kept.slots:
             destination = torch.arange(kept.fork, kept.length)
-            state.slab.move(torch.tensor(kept.slots), destination)
+            state.kv_cache.move(torch.tensor(kept.slots), destination)
         state.length = state.used = kept.length
         state.branches.clear()
 
     @staticmethod
-    def _has_room(state: State, tokens: int, asides: int) -> bool:
-        """Whether a forward of so many tokens takes so many asides."""
-        width, end = state.width, state.length + tokens
-        if width.most is not None and tokens + asides > width.most:
+    def _has_room(state: State, tokens: int, lookahead_rows: int) -> bool:
+        """Whether a forward of so many tokens takes so many lookahead_rows."""
+        padding, end = state.padding, state.length + tokens
+        if padding.most is not None and tokens + lookahead_rows > padding.most:
             return False
-        if not width.aligned:
-            return end + asides <= state.slab.capacity
-        return state.length // BLOCK == (end + asides - 1) // BLOCK
+        if not padding.aligned:
+            return end + lookahead_rows <= state.kv_cache.capacity
+        return state.length // BLOCK == (end + lookahead_rows - 1) // BLOCK
 
     def _run_trunk(
         self,
@@ -316,36 +323,42 @@ class CausalRunner:
         least: int = 1,
         layers: int = 0,
         keep: int = 0,
-        asides: Sequence[Aside] = (),
+        lookahead_rows: Sequence[LookaheadRow] = (),
     ) -> Output:
         state.branches.clear()
         start, count = state.length, len(tokens)
         state.length = state.used = start + count
-        total = count + len(asides)
+        total = count + len(lookahead_rows)
         rows = max(total, least)
-        extent = -(-state.length // BLOCK) * BLOCK if state.width.aligned else start + rows
+        extent = -(-state.length // BLOCK) * BLOCK if state.padding.aligned else start + rows
         # In numpy: torch takes longer to make and index small ones.
         mask = np.arange(extent) <= np.arange(start, start + rows)[:, None]
         slots = list(range(start, start + rows))
         positions = list(slots)
-        for row, aside in enumerate(asides, start=count):
+        for row, lookahead in enumerate(lookahead_rows, start=count):
             mask[row, start + 1 :] = False
-            mask[row, [start + count + i for i in aside.sees] + [slots[row]]] = True
-            positions[row] = aside.position
+            mask[row, [start + count + i for i in lookahead.sees] + [slots[row]]] = True
+            positions[row] = lookahead.position
         # Padding rows are computed and thrown away: their positions only have to exist.
         positions = [min(p, self.positions - 1) for p in positions]
-        padded = tokens + [aside.token for aside in asides] + [tokens[-1]] * (rows - total)
+        padded = (
+            tokens
+            + [lookahead.token for lookahead in lookahead_rows]
+            + [tokens[-1]] * (rows - total)
+        )
         seen = torch.from_numpy(mask)
-        out = self._forward(state.slab, padded, slots, positions, seen, layers, keep)
+        out = self._forward(state.kv_cache, padded, slots, positions, seen, layers, keep)
         if rows == count:
             return out
         hidden = out.hidden[:, :count] if out.hidden is not None else None
-        return Output(out.logits[:count], hidden, out.logits[count:total] if asides else None)
+        return Output(
+            out.logits[:count], hidden, out.logits[count:total] if lookahead_rows else None
+        )
 
     @torch.inference_mode()
     def _forward(
         self,
-        slab: Slab,
+        kv_cache: StaticKVCache,
         tokens: list[int],
         slots: list[int],
         positions: list[int],
@@ -355,10 +368,10 @@ class CausalRunner:
     ) -> Output:
         """One forward; `mask` is bool ``[tokens, extent]``, True where a token sees a slot."""
         if self._compiled is not None and len(tokens) <= MOST_ROWS:
-            logits, states = self._compiled(slab, tokens, slots, positions, mask)
+            logits, states = self._compiled(kv_cache, tokens, slots, positions, mask)
             return Output(logits, torch.stack(states[-layers:]) if layers else None)
-        slab.slots = torch.tensor(slots, device=self.device)
-        slab.extent = mask.shape[1]
+        kv_cache.slots = torch.tensor(slots, device=self.device)
+        kv_cache.extent = mask.shape[1]
         if self._additive:
             low = torch.finfo(self.model.dtype).min
             mask = torch.where(mask, 0.0, low).to(self.model.dtype)
@@ -367,7 +380,7 @@ class CausalRunner:
             input_ids=torch.tensor([tokens], device=self.device),
             attention_mask=mask[None, None].to(self.device),
             position_ids=torch.tensor([positions], device=self.device),
-            past_key_values=slab,
+            past_key_values=kv_cache,
             use_cache=True,
             output_hidden_states=layers > 0,
             **options,

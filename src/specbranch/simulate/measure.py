@@ -1,8 +1,9 @@
-"""A profile of this machine, from what the lanes took while they really generated.
+"""A profile of this machine, from what the executors took while they really generated.
 
 The methods run side by side, prompt by prompt; what a forward takes in its place, with the other
-lane at work, the caches as warm as they are then and Python around it, is what a prediction needs.
-Where the lanes share cores, the methods whose models work in turn say what each costs alone.
+executor at work, the caches as warm as they are then and Python around it, is what a prediction
+needs.
+Where the executors share cores, the methods whose models work in turn say what each costs alone.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from tqdm import tqdm
 from specbranch import __version__
 from specbranch.bench.contenders import Contender, Pair
 from specbranch.bench.run import WARM_UP
-from specbranch.costmodel import OUTLIER, Cost
+from specbranch.config import MOST_BRANCHES, MOST_GAMMA, SpeculativeConfig
 from specbranch.errors import InputError
+from specbranch.executors.latency_profile import Devices, ModelLatency, Profile
 from specbranch.hardware import cpu_name
-from specbranch.lanes.profile import Costs, Devices, Profile
 from specbranch.llm import LLM
 from specbranch.metrics import Round
-from specbranch.options import MOST_BRANCHES, MOST_GAMMA, DecodingOptions
-from specbranch.sampling import SamplingParams
+from specbranch.policy.latency import OUTLIER, LatencyLine
+from specbranch.sampling_params import SamplingParams
 
 ENOUGH = 8  # forwards of one size, to say what they take
-WIDEST = MOST_GAMMA + 1  # tokens of a verification
+MAX_QUERY_LENGTH = MOST_GAMMA + 1  # tokens of a verification
 LENGTHS = (65, 257, 769)  # tokens of the prompts that reading is measured by
 READINGS = 3  # of each
-ALWAYS = DecodingOptions(speculate="always")
+ALWAYS = SpeculativeConfig(speculate="always")
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class _Fit:
     """What draft calls take: a part for each call, and a line for each step."""
 
     call: float
-    step: Cost
+    step: LatencyLine
 
 
 def measure(
     pair: Pair, prompts: Sequence[list[int]], tokens: int = 96, repeats: int = 2
 ) -> Profile:
-    """Measure a pair on its lanes.
+    """Measure a pair on its executors.
 
     Args:
         prompts: as tokens.
@@ -65,19 +66,19 @@ def measure(
         repeats: of the whole.
 
     Raises:
-        InputError: no draft, or lanes that do not work at the same time.
+        InputError: no draft, or executors that do not work at the same time.
     """
     if pair.parallel.draft is None:
         raise InputError("a profile is of a pair: give a draft model")
-    if pair.parallel.lanes == "inline":
+    if pair.parallel.executors == "inline":
         raise InputError(
-            "the models would work in turn here (inline lanes), and a profile is of both at the "
-            "same time: use --lanes process or thread"
+            "the models would work in turn here (inline executors), and a profile is of both at "
+            "the same time: use --executors process or thread"
         )
-    plain = _way("plain", pair.in_turn.plain(), "autoregressive", ALWAYS)
-    exact = _way("exact", pair.in_turn, "autoregressive", ALWAYS)
+    plain = _way("plain", pair.sequential.plain(), "autoregressive", ALWAYS)
+    exact = _way("exact", pair.sequential, "autoregressive", ALWAYS)
     sps = [
-        _way(f"SpS {gamma}", pair.in_turn, "speculative", replace(ALWAYS, gamma=gamma))
+        _way(f"SpS {gamma}", pair.sequential, "speculative", replace(ALWAYS, gamma=gamma))
         for gamma in (1, 3, 7, 15)
     ]
     both = [
@@ -88,13 +89,13 @@ def measure(
     ]
     rounds = _generate([plain, exact, *sps, *both], prompts, tokens, repeats)
 
-    in_turn = [r for c in sps for r in rounds[c.name]]
+    sequential = [r for c in sps for r in rounds[c.name]]
     serial = _capped(_gaps(rounds[exact.name]))
-    target = Costs(_by_size([*in_turn, *rounds[exact.name]]), serial)
-    steps = _fit(in_turn, wide=False)
+    target = ModelLatency(_by_size([*sequential, *rounds[exact.name]]), serial)
+    steps = _fit(sequential, wide=False)
     step = steps.step.seconds(1)
-    draft = Costs({1: step, MOST_BRANCHES: step}, steps.call + _capped(_gaps(in_turn)))
-    reading, drafted = _readings(pair.in_turn, prompts[0], target, draft)
+    draft = ModelLatency({1: step, MOST_BRANCHES: step}, steps.call + _capped(_gaps(sequential)))
+    reading, drafted = _readings(pair.sequential, prompts[0], target, draft)
     target = replace(target, forward={**target.forward, **reading})
     draft = replace(draft, forward={**draft.forward, **drafted})
 
@@ -105,8 +106,8 @@ def measure(
     slower = beside[1] / draft.forward[1]
     beside |= {n: max(slower * s, beside[MOST_BRANCHES]) for n, s in drafted.items()}
     return Profile(
-        Costs(_by_size(overlapped), message, target),
-        Costs(beside, wide.call + message, draft),
+        ModelLatency(_by_size(overlapped), message, target),
+        ModelLatency(beside, wide.call + message, draft),
         plain=_verification(rounds[plain.name]) + _capped(_gaps(rounds[plain.name])) - serial,
         devices=_devices(pair.parallel),
         source=f"measured: {pair.parallel.target.name} + {pair.parallel.draft.name}",
@@ -114,7 +115,7 @@ def measure(
     )
 
 
-def _way(name: str, llm: LLM, method: str, options: DecodingOptions) -> Contender:
+def _way(name: str, llm: LLM, method: str, options: SpeculativeConfig) -> Contender:
     return Contender(name, name, llm, method, options)
 
 
@@ -123,7 +124,7 @@ def _verification(rounds: Iterable[Round]) -> float:
     return _capped([r.verification.seconds for r in rounds if r.verification])
 
 
-def _even(k: int) -> DecodingOptions:
+def _even(k: int) -> SpeculativeConfig:
     """So many branches in most rounds, which the cost model alone would seldom grow."""
     return replace(ALWAYS, k_max=k, branching="even", retrieval=False)
 
@@ -146,7 +147,7 @@ def _generate(
 
 
 def _readings(
-    llm: LLM, prompt: Sequence[int], target: Costs, draft: Costs
+    llm: LLM, prompt: Sequence[int], target: ModelLatency, draft: ModelLatency
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Seconds that each model takes to read so many tokens at once, by how many."""
     params = SamplingParams(max_tokens=1, ignore_eos=True)
@@ -180,9 +181,9 @@ def _by_size(rounds: Iterable[Round]) -> dict[int, float]:
     if len(known) > 1:
         weights = [len(found[n]) ** 0.5 for n in known]
         each, base = np.polyfit([*known], [*known.values()], 1, w=weights)
-        line = Cost(float(base), max(0.0, float(each)))
-        if max(known) < WIDEST:
-            known[WIDEST] = max(line.seconds(WIDEST), known[max(known)])
+        line = LatencyLine(float(base), max(0.0, float(each)))
+        if max(known) < MAX_QUERY_LENGTH:
+            known[MAX_QUERY_LENGTH] = max(line.seconds(MAX_QUERY_LENGTH), known[max(known)])
     return known
 
 
@@ -225,7 +226,7 @@ def _fit(rounds: Iterable[Round], wide: bool) -> _Fit:
         capped = np.minimum(taken, OUTLIER * np.maximum(rows @ (call, base, each), 1e-9))
     if not wide:
         base, each = base + each, 0.0
-    return _Fit(max(0.0, float(call)), Cost(float(base), float(each)))
+    return _Fit(max(0.0, float(call)), LatencyLine(float(base), float(each)))
 
 
 def _devices(llm: LLM) -> Devices:
@@ -233,7 +234,7 @@ def _devices(llm: LLM) -> Devices:
     assert llm.draft is not None
     models = (llm.target.device, llm.draft.device)
     if "cpu" in models:
-        cores = llm.placement.alone.threads
+        cores = llm.affinity.alone.threads
         return Devices("core", cores, cores, cores)
     both = len(set(models))
     return Devices("GPU", 1, both, both)
@@ -245,11 +246,11 @@ def _machine(llm: LLM) -> dict[str, str]:
     target, draft = kinds
     return {
         "cpu": cpu_name(),
-        "target": f"{llm.target.device}, {llm.target.dtype}, {target}, {llm.placement.target}",
-        "draft": f"{llm.draft.device}, {llm.draft.dtype}, {draft}, {llm.placement.draft}",
-        "alone": str(llm.placement.alone),
-        "lanes": llm.lanes,
-        "width": str(llm.width),
+        "target": f"{llm.target.device}, {llm.target.dtype}, {target}, {llm.affinity.target}",
+        "draft": f"{llm.draft.device}, {llm.draft.dtype}, {draft}, {llm.affinity.draft}",
+        "alone": str(llm.affinity.alone),
+        "executors": llm.executors,
+        "padding": str(llm.padding),
         "versions": f"specbranch {__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}",
     }

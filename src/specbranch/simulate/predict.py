@@ -18,12 +18,12 @@ from specbranch.bench.contenders import (
     Pair,
 )
 from specbranch.bench.run import WARM_UP
-from specbranch.decoders import OVERLAPPING
-from specbranch.lanes.profile import Devices, Profile
+from specbranch.engine.timeline import target_idle
+from specbranch.executors.latency_profile import Devices, Profile
 from specbranch.llm import LLM
+from specbranch.methods import OVERLAPPING
 from specbranch.metrics import Metrics, Round
-from specbranch.sampling import SamplingParams
-from specbranch.timeline import target_idle
+from specbranch.sampling_params import SamplingParams
 
 PROMPTS = Path(__file__).parent / "prompts.jsonl"
 Gamma = int | Literal["auto"]
@@ -82,7 +82,7 @@ def devices_of(method: str, devices: Devices) -> int:
     """How many a method takes."""
     if method == "autoregressive":
         return devices.plain
-    return devices.parallel if method in OVERLAPPING else devices.in_turn
+    return devices.parallel if method in OVERLAPPING else devices.sequential
 
 
 def predict(
@@ -97,7 +97,7 @@ def predict(
     Every method starts with nothing learned and a short warm-up, as in a benchmark.
 
     Args:
-        llm: the pair on virtual lanes with this profile.
+        llm: the pair on virtual executors with this profile.
         prompts: as tokens.
         gammas: γ to try, where the `LLM`'s options leave it open.
     """
@@ -122,8 +122,8 @@ def predict(
             )
 
         def best(method: str) -> Prediction:
-            rivals = [c for lineup in lineups for c in lineup if c.method == method]
-            return max(map(row, rivals), key=lambda found: found.tokens_per_second)
+            baselines = [c for lineup in lineups for c in lineup if c.method == method]
+            return max(map(row, baselines), key=lambda found: found.tokens_per_second)
 
         lineup = pair.lineup(options)
         found[PLAIN] = row(_named(PLAIN, lineup))
@@ -148,7 +148,7 @@ def _run(
     params: SamplingParams,
     progress: Callable[[], object] = lambda: None,
 ) -> _Done:
-    contender.llm.forget()
+    contender.llm.reset()
     contender.generate(prompts[0], WARM_UP)
     outputs = []
     for prompt in prompts:
@@ -180,7 +180,7 @@ def sweep(
     """SpecBranch by c and γ.
 
     Args:
-        load: the pair on virtual lanes with a profile.
+        load: the pair on virtual executors with a profile.
         profiles: with the c of each.
         prompts: as tokens of the pair.
     """

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specbranch.errors import InputError
-from specbranch.lanes.profile import Costs, Devices, Profile
+from specbranch.executors.latency_profile import Devices, ModelLatency, Profile
 
 BANDWIDTH = 1700e9  # bytes/s that an A100 reads (gpt-fast, README: "about 1700 GB/s")
 COMPILED = 1 / 104.9  # seconds a token of Llama-2-7B (gpt-fast, README)
@@ -44,7 +44,7 @@ class Model:
     parameters: float
     layers: int
 
-    def costs(self, gpus: int, eager: bool) -> Costs:
+    def costs(self, gpus: int, eager: bool) -> ModelLatency:
         """What its forwards take on so many A100s, each of which reads its part of every layer."""
 
         def seconds(tokens: int) -> float:
@@ -53,7 +53,7 @@ class Model:
             compiled = max(reading, computing) / gpus + self.layers * COMPILED_LAYER
             return max(compiled, self.layers * EAGER_LAYER) if eager else compiled
 
-        return Costs({n: seconds(n) for n in (1, 16, 64, 256, 1024, LONGEST)}, CALL)
+        return ModelLatency({n: seconds(n) for n in (1, 16, 64, 256, 1024, LONGEST)}, CALL)
 
 
 LLAMA_7B = Model(6.74e9, 32)
@@ -62,7 +62,7 @@ EAGER_LAYER = EAGER / LLAMA_7B.layers
 
 
 @dataclass(frozen=True)
-class Setting:
+class RecordingSetup:
     """A pair and the GPUs it needs.
 
     Attributes:
@@ -89,14 +89,16 @@ class Setting:
 
 
 SETTINGS = {
-    "68m-7b": Setting(LLAMA_7B, Model(68e6, 2), "LLaMA 68M & LLaMA-2 7B", Devices("GPU", 1, 1, 2)),
-    "68m-13b": Setting(
+    "68m-7b": RecordingSetup(
+        LLAMA_7B, Model(68e6, 2), "LLaMA 68M & LLaMA-2 7B", Devices("GPU", 1, 1, 2)
+    ),
+    "68m-13b": RecordingSetup(
         Model(13.0e9, 40), Model(68e6, 2), "Vicuna 68M & 13B", Devices("GPU", 1, 1, 2)
     ),
-    "1.3b-33b": Setting(
+    "1.3b-33b": RecordingSetup(
         Model(33.3e9, 62), Model(1.35e9, 24), "DeepSeek-Coder 1.3B & 33B", Devices("GPU", 1, 1, 2)
     ),
-    "8b-70b": Setting(
+    "8b-70b": RecordingSetup(
         Model(70.6e9, 80), Model(8.03e9, 32), "LLaMA-3.1 8B & 70B", Devices("GPU", 2, 3, 3)
     ),
 }

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from specbranch.bench.contenders import LABELS, PLAIN
+from specbranch.config import MOST_GAMMA
 from specbranch.errors import InputError
-from specbranch.lanes.profile import Costs, Profile
+from specbranch.executors.latency_profile import ModelLatency, Profile
 from specbranch.metrics import Fates, Metrics
-from specbranch.options import MOST_GAMMA
 from specbranch.prompts import read_jsonl
 from specbranch.simulate.predict import Prediction
 
@@ -78,7 +78,7 @@ class Course:
 
     @property
     def idle(self) -> float:
-        """Share of the time in which the target verified nothing."""
+        """CpuAffinity of the time in which the target verified nothing."""
         return 1 - self.verifying / self.metrics.seconds
 
 
@@ -213,6 +213,6 @@ def _right(text: Recording, place: int, gamma: int) -> int:
     return min(text[place] - 1, gamma)
 
 
-def _steps(draft: Costs, gamma: int) -> float:
+def _steps(draft: ModelLatency, gamma: int) -> float:
     """Seconds of a call that drafts so many tokens on one branch."""
     return draft.call + gamma * draft.seconds(1)

@@ -1,1 +1,1 @@
-"""What a lane hosts: a runner and the decisions that belong next to it."""
+"""What a executor hosts: a runner and the decisions that belong next to it."""

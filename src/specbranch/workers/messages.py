@@ -1,4 +1,4 @@
-"""What the decoder and the lanes tell each other: tokens and numbers."""
+"""What the decoder and the executors tell each other: tokens and numbers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from specbranch.costmodel import Cost
-from specbranch.hrad.signal import Signal
-from specbranch.models.width import NATURAL, Width
-from specbranch.options import Branching
-from specbranch.sampling import SamplingParams
+from specbranch.config import Branching
+from specbranch.models.padding import NATURAL, Padding
+from specbranch.policy.latency import LatencyLine
+from specbranch.policy.signal import Signal
+from specbranch.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
 class Opening:
-    """Start of a sequence: sent to both lanes.
+    """Start of a sequence: sent to both executors.
 
     Attributes:
         prompt: token ids, at least one.
@@ -24,7 +24,7 @@ class Opening:
         vocabulary: the target's number of logits; the draft's are cut or padded to it.
         stop_ids: tokens after which nothing need be drafted.
         branch_tokens: most tokens that the branches of one round hold together.
-        width: of the target's forwards.
+        padding: of the target's forwards.
         signals: whether the target's verifications are to come with H-RAD's signals.
     """
 
@@ -34,12 +34,12 @@ class Opening:
     vocabulary: int
     stop_ids: frozenset[int] = frozenset()
     branch_tokens: int = 0
-    width: Width = NATURAL
+    padding: Padding = NATURAL
     signals: bool = False
 
 
 @dataclass(frozen=True)
-class Resolution:
+class CommitUpdate:
     """What became of the draft's last work: the text's first `length` tokens, then `tokens`.
 
     Attributes:
@@ -52,7 +52,7 @@ class Resolution:
     tokens: list[int] = field(default_factory=list)
     survivor: int | None = None
 
-    def then(self, tokens: Sequence[int]) -> Resolution:
+    def then(self, tokens: Sequence[int]) -> CommitUpdate:
         """The same, and more tokens committed."""
         return replace(self, tokens=[*self.tokens, *tokens])
 
@@ -65,7 +65,7 @@ class BranchPlan:
         room: most tokens of chain and branch together that can be of use.
         gamma: most draft steps.
         k_max: most branches.
-        branching: for which outcomes, see `DecodingOptions`.
+        branching: for which outcomes, see `SpeculativeConfig`.
         epsilon: a branch stops growing at a position whose chance of acceptance is below.
         step: what a step of so many branches takes, so that in each step those grow that are worth
             it; None has all grow in every step.
@@ -78,7 +78,7 @@ class BranchPlan:
     k_max: int
     branching: Branching
     epsilon: float = 0.0
-    step: Cost | None = None
+    step: LatencyLine | None = None
     signal: Signal | None = None
     retrieval: int = 0
 
@@ -142,7 +142,7 @@ class Verification:
     """A verification's outcome: draft tokens accepted, and the target's token after them.
 
     Attributes:
-        guesses: the likeliest token after each aside; none where there was no room for them.
+        guesses: the likeliest token after each lookahead; none where there was no room for them.
     """
 
     accepted: int

@@ -1,0 +1,1 @@
+"""From a prompt to its rounds, and what is recorded of them."""

@@ -1,1 +1,0 @@
-"""Where a model runs: a lane hosts one worker and takes calls that return futures."""

@@ -1,0 +1,259 @@
+"""A model's forward, compiled ahead of time for this CPU, with no Python between its kernels.
+
+`torch.export` records `transformers`' own forward over the kv_cache; AOTInductor makes a library
+of it
+that takes any number of tokens. That takes half a minute once: libraries are kept in a folder.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import time
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import PreTrainedModel
+
+from specbranch.models.cpu.custom_ops import CompiledLayers
+from specbranch.models.cpu.prepacking import ATTENTION, LEAST_ROWS
+from specbranch.models.kv_cache import StaticKVCache
+from specbranch.models.loader import one_line
+
+logger = logging.getLogger("specbranch")
+
+FORMAT = 2
+MOST_ROWS = 64  # longer forwards have work enough for their kernels
+MOST_PARAMETERS = 500_000_000  # of larger models, reading the weights takes all the time anyway
+OPTIONS = {"cpp.dynamic_threads": True, "freezing": True}
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: ``$SPECBRANCH_CACHE``, or in the user's cache folder."""
+    if found := os.environ.get("SPECBRANCH_CACHE"):
+        return Path(found)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "specbranch"
+
+
+def obstacle(model: PreTrainedModel) -> str | None:
+    """Why a model is better left as it is; None if it is not."""
+    if {parameter.device.type for parameter in model.parameters()} != {"cpu"}:
+        return "it is not on the CPU"
+    if model.num_parameters() > MOST_PARAMETERS:
+        return "it is large"
+    if model.config.get_text_config()._attn_implementation != "sdpa":
+        return "its attention is not sdpa"
+    if compiler() is None:
+        return "there is no C++ compiler: install g++ or clang++"
+    return None
+
+
+def compiler() -> str | None:
+    """The command of a C++ compiler; None if there is none."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++")
+    return next((name for name in names if name and shutil.which(name)), None)
+
+
+def library_name(model: PreTrainedModel, int8: bool = False) -> str:
+    """Of the very weights, versions and kind of CPU; to be asked before the weights are packed."""
+    digest = hashlib.sha256()
+    about = (
+        FORMAT,
+        torch.__version__,
+        transformers.__version__,
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+        model.dtype,
+        int8,
+        model.config.to_json_string(),
+    )
+    digest.update(repr(about).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return f"{digest.hexdigest()[:32]}.pt2"
+
+
+class CachedForward(nn.Module):
+    """The model as a function of tensors alone."""
+
+    def __init__(self, model: PreTrainedModel, verifies: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.verifies = verifies
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Logits ``[n, vocabulary]``, and a target's hidden states ``[1, n, hidden_size]``.
+
+        Args:
+            ids, positions: int64 ``[1, n]``.
+            mask: bool ``[1, 1, n, extent]``.
+            slots: int64 ``[n]``.
+            keys, values: of every layer, ``[1, heads, capacity, head_dim]``; written to.
+        """
+        kv_cache = StaticKVCache.of(keys, values)
+        kv_cache.slots, kv_cache.extent = slots, mask.shape[-1]
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=kv_cache,
+            use_cache=True,
+            output_hidden_states=self.verifies,
+        )
+        return (out.logits[0].float(), *(out.hidden_states if self.verifies else ()))
+
+
+class CompiledForward:
+    """A library, called as the model would be.
+
+    Args:
+        library: the file.
+        layers: of the model.
+        shape: heads and size of a head in the cache of every layer.
+        dtype: of the model.
+        least: fewest tokens it takes; fewer are padded with copies of the last one.
+    """
+
+    def __init__(
+        self,
+        library: Path,
+        layers: CompiledLayers,
+        shape: list[tuple[int, int]],
+        dtype: torch.dtype,
+        least: int,
+    ) -> None:
+        # Called as a model is, it parses the form of its arguments anew each time.
+        self._run: Any = torch._inductor.aoti_load_package(str(library)).loader.boxed_run
+        self._layers = layers
+        self._shape = shape
+        self._dtype = dtype
+        self._least = least
+
+    def __call__(
+        self,
+        kv_cache: StaticKVCache,
+        tokens: list[int],
+        slots: list[int],
+        positions: list[int],
+        mask: Tensor,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """One forward of n tokens.
+
+        Args:
+            mask: bool ``[n, extent]``, True where a token sees a slot.
+
+        Returns:
+            Logits, float32 ``[n, vocabulary]``, and the hidden states of all layers,
+            ``[n, hidden_size]`` each, if they were compiled in.
+        """
+        kv_cache.allocate(self._shape, self._dtype)
+        count = len(tokens)
+        rows = max(count, self._least)
+        if self._least > 1:  # it matters what a token is run with
+            rows += self._layers.lacking_rows(rows)
+        if lacking := rows - count:
+            # Copies write what the token itself writes.
+            tokens, slots, positions = (
+                [*row, *[row[-1]] * lacking] for row in (tokens, slots, positions)
+            )
+            mask = torch.cat([mask, mask[-1:].expand(lacking, -1)])
+        self._layers.run()
+        ids, at, places = torch.tensor([tokens]), torch.tensor([positions]), torch.tensor(slots)
+        logits, *hidden = self._run(
+            [ids, mask[None, None], at, places, *kv_cache.keys, *kv_cache.values]
+        )
+        return logits[:count], [states[0, :count] for states in hidden]
+
+
+def compile_forward(
+    model: PreTrainedModel, name: str, library: str, verifies: bool
+) -> CompiledForward | None:
+    """Compile a model, or load what was compiled before; None, and a warning, where that fails.
+
+    Args:
+        model: packed or not.
+        name: of the model, for people.
+        library: its `library_name`.
+        verifies: as for `CausalRunner.compile`.
+    """
+    least = LEAST_ROWS if model.config.get_text_config()._attn_implementation == ATTENTION else 1
+    file = cache_folder() / ("target-" * verifies + library)
+    try:
+        layers = CompiledLayers(model, file.parent, compiler() or "")
+        keys, values = _cache_of(model)
+        if not file.exists():
+            _build(CachedForward(model, verifies), keys, values, least, name, file)
+        shape = [(key.shape[1], key.shape[3]) for key in keys]
+        return CompiledForward(file, layers, shape, model.dtype, least)
+    except Exception as error:  # whatever the compiler stumbles over, the model itself still runs
+        logger.warning("%s runs uncompiled, slower: %s", name, one_line(error))
+        return None
+
+
+def _cache_of(model: PreTrainedModel) -> tuple[list[Tensor], list[Tensor]]:
+    """An empty cache to record a forward with."""
+    kv_cache = StaticKVCache(model.config.get_text_config().num_hidden_layers, 96)
+    kv_cache.slots, kv_cache.extent = torch.tensor([0]), 1
+    with torch.inference_mode(False), torch.no_grad():
+        model(
+            input_ids=torch.tensor([[1]]),
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+            position_ids=torch.tensor([[0]]),
+            past_key_values=kv_cache,
+            use_cache=True,
+        )
+    return kv_cache.keys, kv_cache.values
+
+
+def _build(
+    forward: CachedForward,
+    keys: list[Tensor],
+    values: list[Tensor],
+    least: int,
+    name: str,
+    file: Path,
+) -> None:
+    """Write the library."""
+    count, extent = 6, 70
+    mask = torch.zeros(1, 1, count, extent, dtype=torch.bool)
+    mask[..., :10] = True
+    ids, slots = torch.arange(1, count + 1)[None], torch.arange(10, 10 + count)
+    rows = Dim("rows", min=least, max=MOST_ROWS)
+    extents, capacity = Dim("extent", min=2), Dim("capacity", min=2)
+    caches = [{2: capacity} for _ in keys]
+    shapes = ({1: rows}, {2: rows, 3: extents}, {1: rows}, {0: rows}, caches, caches)
+    logger.warning("compiling %s for this CPU, once: about a minute", name)
+    begun = time.perf_counter()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent) as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        example = (ids, mask, ids.clone(), slots, keys, values)
+        exported = torch.export.export(forward, example, dynamic_shapes=shapes, strict=False)
+        made = torch._inductor.aoti_compile_and_package(
+            exported, package_path=f"{folder}/library.pt2", inductor_configs=OPTIONS
+        )
+        Path(made).replace(file)
+    # What the compiler leaves behind would be looked through at every collection, for a second.
+    gc.collect()
+    gc.freeze()
+    logger.warning("compiled %s in %.0f s", name, time.perf_counter() - begun)

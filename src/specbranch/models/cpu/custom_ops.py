@@ -1,0 +1,86 @@
+"""What compiled forwards call for products with packed weights, without Python between them.
+
+Such weights are opaque to the compiler. Compiled code knows a layer by its number, and an operator
+of a few lines of C++, built once, looks it up in the model that its thread runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import weakref
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from specbranch.models.cpu.half import HalfLinear, lacking_rows
+from specbranch.models.cpu.int8 import Int8Linear
+
+SOURCE = Path(__file__).with_name("custom_ops.cpp")
+
+
+class CompiledLayers:
+    """A model's packed layers, for compiled code.
+
+    Args:
+        model: after `pack`.
+        folder: where the operators' library is kept; it is built there first.
+        compiler: a C++ compiler's command.
+
+    Raises:
+        RuntimeError: it cannot be built.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, compiler: str) -> None:
+        modules = [*model.modules()]
+        halves = [module for module in modules if isinstance(module, HalfLinear)]
+        integers = [module for module in modules if isinstance(module, Int8Linear)]
+        halves.sort(key=lambda module: module.layer)
+        integers.sort(key=lambda module: module.layer)
+        self._has_halves = bool(halves)
+        self._model: int | None = None
+        if halves or integers:
+            _load_operators(folder, compiler)
+            self._model = torch.ops.specbranch.add_model(
+                [layer.packed[0] for layer in halves],
+                [tensor for layer in integers for tensor in layer.packed],
+            )
+            end = weakref.finalize(self, torch.ops.specbranch.remove_model, self._model)
+            end.atexit = False
+
+    def run(self) -> None:
+        """Have this thread's compiled code find them."""
+        if self._model is not None:
+            torch.ops.specbranch.run_model(self._model)
+
+    def lacking_rows(self, rows: int) -> int:
+        """As the function of this name; 0 where there are no layers that it is about."""
+        return lacking_rows(rows) if self._has_halves else 0
+
+
+def _load_operators(folder: Path, compiler: str) -> None:
+    if hasattr(torch.ops.specbranch, "half_linear"):
+        return
+    digest = hashlib.sha256(f"{torch.__version__} {SOURCE.read_text()}".encode()).hexdigest()
+    library = folder / f"{SOURCE.stem}-{digest[:16]}.so"
+    if not library.exists():
+        torch_folder = Path(torch.__file__).parent
+        options = f"-shared -fPIC -std=c++20 -O1 -I{torch_folder / 'include'}"
+        links = f"-L{torch_folder / 'lib'} -ltorch_cpu -lc10"
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as made:
+            command = [compiler, *options.split(), str(SOURCE), "-o", f"{made}/made.so"]
+            done = subprocess.run([*command, *links.split()], capture_output=True, text=True)
+            if done.returncode:
+                reason = next((line for line in done.stderr.splitlines() if "error" in line), "")
+                raise RuntimeError(f"{compiler} cannot build {SOURCE.name}: {reason}")
+            Path(made, "made.so").replace(library)
+    torch.ops.load_library(str(library))
+    for name in ("half_linear", "int8_linear"):
+        torch.library.register_fake(f"specbranch::{name}", _product)
+
+
+def _product(x: Tensor, layer: int, out_features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], out_features, dtype=torch.float32)

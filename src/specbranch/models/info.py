@@ -1,0 +1,64 @@
+"""What a model is, and what its cache takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is.
+
+    Attributes:
+        name: as given by the user.
+        architecture: `transformers`' model type.
+        vocabulary: number of logits.
+        positions: most tokens of a text.
+        eos_ids: tokens that end a text.
+        invariant_from: fewest tokens of a forward from which on, and up to `MAX_QUERY_LENGTH`, a
+            token's
+            logits are bit-identical whatever is run with it (batch-invariant kernels); None if they
+            are not known to be.
+        any_threads: whether they are, too, with all the threads that the model's executor may get.
+        fingerprint: of the weights, by a sample of them; the same in every dtype.
+        compiled: whether its short forwards are.
+        quantization: of its linear layers, or None.
+    """
+
+    name: str
+    architecture: str
+    parameters: int
+    layers: int
+    hidden_size: int
+    dtype: str
+    device: str
+    vocabulary: int
+    positions: int
+    eos_ids: frozenset[int]
+    invariant_from: int | None = None
+    any_threads: bool = True
+    fingerprint: str = ""
+    compiled: bool = False
+    quantization: str | None = None
+
+    @property
+    def how(self) -> str:
+        """In what numbers, where and in what way it runs, for people."""
+        numbers = f"{self.quantization} layers, {self.dtype}" if self.quantization else self.dtype
+        return f"{numbers} on {self.device}, {'compiled' if self.compiled else 'eager'}"
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """Bytes of a sequence's keys and values, as they are stored.
+
+    Attributes:
+        token: of one token, in all layers.
+        branches: of what the branches do not share with the trunk, tokens of branches that ended
+            included.
+        allocated: set aside for everything.
+    """
+
+    token: int
+    branches: int
+    allocated: int

@@ -1,0 +1,301 @@
+"""Loading a pair: any causal LM that `transformers` loads, or one clear line why not."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
+from specbranch.hardware import gains_by_bfloat16
+from specbranch.models.cpu.int8 import obstacle as int8_obstacle
+from specbranch.models.padding import PaddingOption
+from specbranch.zoo import BUNDLED
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# `transformers` patches torch's modules while it loads a model: two threads would mix them up.
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model to load, and how; can be sent to where the model will run.
+
+    Attributes:
+        name: a bundled model's name, a folder, or a name on the Hugging Face hub.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        device: `auto` or a `torch` device.
+        sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
+        padding: of the target's forwards, as the user gave it.
+        eager: run it as `transformers` does, never compiled.
+        quantization: `int8`, or None.
+    """
+
+    name: str
+    dtype: str = "auto"
+    device: str = "auto"
+    sharded: bool = False
+    padding: PaddingOption = None
+    eager: bool = False
+    quantization: str | None = None
+
+
+def resolve(name: str) -> str:
+    """The folder of a bundled model (`target`, `draft`, `draft-weak`), or the name itself."""
+    return str(BUNDLED.get(name, name))
+
+
+def named_device(device: str) -> torch.device:
+    """`auto` is the first GPU if there is one. Nothing is allocated on the device.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device '{device}': use cpu, cuda, cuda:1, mps, …") from None
+    count = torch.cuda.device_count()
+    if picked.type == "cuda" and (picked.index or 0) >= count:
+        raise InputError(f"device '{device}' is not here: this machine has {count} CUDA device(s)")
+    return picked
+
+
+def pick_device(device: str) -> torch.device:
+    """As `named_device`, after a trial.
+
+    Raises:
+        InputError: the device does not exist here, or does not work.
+    """
+    picked = named_device(device)
+    if device == "auto":
+        return picked
+    try:
+        torch.zeros(1, device=picked).item()
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device '{device}' cannot compute here: use auto or cpu") from None
+    return picked
+
+
+def pick_dtype(dtype: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own, or float32 where the device gains nothing by bfloat16.
+
+    Every bfloat16 number is a float32 number, so the same weights are computed with, more exactly.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise InputError(f"unknown dtype '{dtype}': use auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if stored == torch.bfloat16 and not gains_by_bfloat16(device):
+        return torch.float32
+    if stored == torch.float16 and device.type == "cpu":
+        return torch.float32
+    return stored
+
+
+def check_quantization(spec: ModelSpec, device: torch.device) -> None:
+    """Refuse what cannot be quantized.
+
+    Raises:
+        InputError: an unknown kind, or the device or the dtype has no kernels for it.
+    """
+    if spec.quantization is None:
+        return
+    if spec.quantization != "int8":
+        raise InputError(f"unknown quantization '{spec.quantization}': use int8, or leave it out")
+    reason = "it is sharded over devices" if spec.sharded else int8_obstacle(device)
+    if reason:
+        raise InputError(f"{spec.name} cannot be quantized to int8: {reason}")
+    if spec.dtype not in ("auto", "float32"):
+        raise InputError(f"int8 layers take and give float32: use dtype auto, not {spec.dtype}")
+
+
+def check_cache(config: PreTrainedConfig, name: str) -> None:
+    """Refuse models whose cache cannot rewind to any earlier token.
+
+    Raises:
+        UnsupportedModelError: sliding windows, local or chunked attention, recurrent states,
+            encoders.
+    """
+    text = config.get_text_config()
+    reason = None
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    window = getattr(text, "sliding_window", None)
+    windowed = window is not None and getattr(text, "use_sliding_window", True)
+    if config.is_encoder_decoder:
+        reason = "it is an encoder-decoder"
+    elif kinds:
+        reason = f"it has {', '.join(sorted(kinds))} layers"
+    elif windowed and not getattr(text, "layer_types", None):
+        reason = f"it attends in a sliding window of {window} tokens"
+    elif "local" in (getattr(text, "attention_layers", None) or []):
+        reason = "it has local attention layers"
+    elif getattr(text, "max_position_embeddings", None) is None:
+        reason = "its configuration names no context length (a recurrent model?)"
+    if reason:
+        raise UnsupportedModelError(
+            f"{name} ({config.model_type}) cannot be used: {reason}, and its cache cannot "
+            "rewind; SpecBranch needs full attention in every layer"
+        )
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Without warnings, and without progress bars for the bundled pair, which loads at once."""
+    level = transformers_logging.get_verbosity()
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    hub = logging.getLogger("huggingface_hub")  # tells of every retry where there is no network
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
+    if name in BUNDLED:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        hub.setLevel(hub_level)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[str]:
+    """Yields the folder or hub name; whatever loading raises becomes one line that says why."""
+    where = resolve(name)
+    if name in BUNDLED and not Path(where).is_dir():
+        raise InputError(
+            f"the bundled model '{name}' is missing from {where}: reinstall specbranch"
+        )
+    try:
+        with quiet(name):
+            yield where
+    except SpecBranchError:
+        raise
+    # Files from elsewhere break in more ways than `transformers` and what it calls have names for.
+    except Exception as error:
+        raise InputError(_why(name, where, error)) from error
+
+
+def load_model(spec: ModelSpec) -> PreTrainedModel:
+    """Load a causal LM in evaluation mode.
+
+    Raises:
+        InputError: no such model, its files are broken, or it cannot be quantized as asked.
+        UnsupportedModelError: it cannot be decoded losslessly here.
+    """
+    placed = pick_device(spec.device)
+    check_quantization(spec, placed)
+    with _one_at_a_time, _explained(spec.name) as where:
+        config = _load_config(spec.name, where)
+        # Attention is `sdpa`, or `eager` where an architecture has nothing else.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=pick_dtype("float32" if spec.quantization else spec.dtype, config, placed),
+            device_map="auto" if spec.sharded else None,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+        lacking = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+        if lacking:
+            raise InputError(
+                f"the weights of {spec.name} do not fit its configuration: {len(lacking)} missing "
+                f"or of another shape, {min(lacking)} first; copy or download it again"
+            )
+        return (model if spec.sharded else model.to(placed)).eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside a model, after a look at the model's configuration.
+
+    Raises:
+        InputError: no such model, or its tokenizer is broken.
+        UnsupportedModelError: the model cannot be decoded losslessly.
+    """
+    with _explained(name) as where:
+        _load_config(name, where)
+        try:
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise
+            raise InputError(
+                f"the tokenizer of {name} is missing or broken ({one_line(error)}): "
+                "copy or download its tokenizer.json again"
+            ) from error
+
+
+def _load_config(name: str, where: str) -> PreTrainedConfig:
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+    check_cache(config, name)
+    return config
+
+
+def _why(name: str, where: str, error: Exception) -> str:
+    first = one_line(error)
+    if isinstance(error, SafetensorError):
+        return f"the weights of {name} are broken: {first}; copy or download them again"
+    if isinstance(error, OSError) and error.errno == 28:
+        return f"no space left on the disk while loading {name}"
+    if Path(where).is_file():
+        return f"'{name}' is a file: give the model's folder"
+    if not Path(where).exists():
+        return f"no model '{name}': no such folder, and the hub did not give it ({first})"
+    if not (Path(where) / "config.json").exists():
+        return f"'{name}' is no model folder: it has no config.json"
+    if "trust_remote_code" in str(error):
+        return f"cannot load {name}: it brings code of its own, which SpecBranch does not run"
+    return f"cannot load {name}: {first}"
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without what it says on its further lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if isinstance(error, KeyError):
+        return f"no entry {lines[0]}"
+    # "Validation error for field 'x':" says which, and the next line what.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def check_vocabularies(
+    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
+    """A pair must share its tokens: a draft's token id means the same to the target.
+
+    Raises:
+        InputError: the tokenizers differ.
+    """
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    if ours == theirs:
+        return
+    differing = sum(ours.get(token) != i for token, i in theirs.items())
+    raise InputError(
+        f"different vocabularies: {names[0]} has {len(ours)} tokens, {names[1]} has "
+        f"{len(theirs)}, {differing} of them unknown to the target or under another id; "
+        "choose a draft of the target's own family"
+    )

@@ -1,0 +1,65 @@
+"""How many tokens a forward has: what bit-exactness costs on a machine.
+
+Kernels may round a token's logits differently depending on how many tokens are run with it. Some do
+not: they are *batch-invariant*, and then a chain is verified at its natural width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FIXED_QUERY_LENGTH = 16  # holds a chain of 15 tokens
+MAX_QUERY_LENGTH = 24  # most tokens with which kernels are tried for batch invariance
+
+# What a user may ask for: see `LLM`.
+PaddingOption = int | None | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Bounds on the tokens of a forward.
+
+    Attributes:
+        least: shorter forwards are padded.
+        most: longer ones are split; None never.
+        aligned: every token attends over whole blocks of the cache, as many as its position asks
+            for, so that this, too, is the same whichever tokens are run with it.
+    """
+
+    least: int = 1
+    most: int | None = None
+    aligned: bool = False
+
+    @classmethod
+    def fixed(cls, tokens: int) -> Padding:
+        """Every forward has exactly so many tokens, so that the same kernels run."""
+        return cls(tokens, tokens, aligned=True)
+
+    @classmethod
+    def pick(cls, asked: PaddingOption, invariant_from: int | None) -> Padding:
+        """What was asked for; `auto` is the cheapest that is bit-exact.
+
+        Args:
+            invariant_from: fewest tokens from which on, and up to `MAX_QUERY_LENGTH`, the kernels
+                are
+                batch-invariant; None if they are not, or not known to be.
+        """
+        if asked is None:
+            return NATURAL
+        if asked != "auto":
+            return cls.fixed(asked)
+        if invariant_from is None:
+            return cls.fixed(FIXED_QUERY_LENGTH)
+        return cls(invariant_from, MAX_QUERY_LENGTH, aligned=True)
+
+    def __str__(self) -> str:
+        if not self.aligned:
+            return "natural widths: exact up to rounding"
+        if self.most == self.least:
+            return f"{self.most} tokens a target forward: bit-exact"
+        least = f" of {self.least} tokens or more" if self.least > 1 else ""
+        return f"batch-invariant kernels{least}: bit-exact"
+
+
+NATURAL = Padding()
