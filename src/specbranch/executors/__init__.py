@@ -1,1 +1,1 @@
-"""Where a model runs: a executor hosts one worker and takes calls that return futures."""
+"""Executors: each hosts one worker and runs typed requests on it, which return futures."""

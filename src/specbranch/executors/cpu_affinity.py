@@ -1,4 +1,4 @@
-"""Which cores each executor gets: decided here alone, from the machine that is found."""
+"""CPU affinity: how the cores of this machine are divided between the executors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -16,11 +17,11 @@ from specbranch.errors import InputError
 
 @dataclass(frozen=True)
 class CpuAffinity:
-    """A executor's share of the machine's cores.
+    """The computing threads of an executor, and the cores they may run on.
 
     Attributes:
-        threads: for computing.
-        cores: numbers as the operating system has them; empty leaves the choice to it.
+        threads: number of computing threads.
+        cores: numbers of the operating system; empty leaves the choice to it.
     """
 
     threads: int
@@ -33,11 +34,12 @@ class CpuAffinity:
         named = ",".join(map(str, self.cores))
         return f"{threads} on core{'s' if len(self.cores) > 1 else ''} {named}"
 
-    def take(self, bound: bool = False) -> None:
-        """Give this process, all its threads included, this share and no more.
+    def apply(self, bound: bool = False) -> None:
+        """Restrict this process, with all its threads, to these cores and this many threads.
 
         Args:
-            bound: whether each thread is on a core of its own already (see `process.bound`).
+            bound: whether OpenMP has bound each thread to a core of its own (see
+                `openmp.child_environment`); the cores are then left as they are.
         """
         if self.cores and not bound:
             for thread in os.listdir("/proc/self/task"):
@@ -46,7 +48,7 @@ class CpuAffinity:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give this share to the calling thread, and to those that it starts, for a while."""
+        """Restrict the calling thread, and threads that it starts, for the duration of a block."""
         threads = torch.get_num_threads()
         cores = os.sched_getaffinity(0) if self.cores else set()
         try:
@@ -62,35 +64,40 @@ class CpuAffinity:
 
 @dataclass(frozen=True)
 class AffinityPlan:
-    """Shares of a pair's executors.
+    """CPU affinities of the executors of a pair.
 
     Attributes:
         target, draft: while both work at the same time.
-        alone: of either while the other waits.
+        alone: of either one while the other waits.
     """
 
     target: CpuAffinity
     draft: CpuAffinity
     alone: CpuAffinity
 
-    def share(self, executor: str, overlap: bool) -> CpuAffinity:
-        """Of the executor `target` or `draft`, working beside the other one or in turn with it."""
+    def of(self, role: Literal["target", "draft"], overlap: bool) -> CpuAffinity:
+        """Return the affinity of an executor.
+
+        Args:
+            role: which executor.
+            overlap: whether the other executor works at the same time.
+        """
         if not overlap:
             return self.alone
-        return self.target if executor == "target" else self.draft
+        return self.target if role == "target" else self.draft
 
     @property
     def draft_places(self) -> tuple[int, ...]:
-        """Cores in the order in which the draft's process takes them: its own, then the others."""
+        """Cores for the threads of the draft's process in order: its own, then the others."""
         own = self.draft.cores
         return (*own, *(core for core in self.alone.cores if core not in own))
 
 
 def parse_cores(given: str) -> tuple[int, ...]:
-    """Core numbers from a list as `taskset` takes it: ``0-3,6``.
+    """Parse a list of core numbers in the syntax of `taskset`, such as ``0-3,6``.
 
     Raises:
-        InputError: not such a list, or cores that this process may not use.
+        InputError: the syntax is wrong, or this process may not use one of the cores.
     """
     if not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", given):
         raise InputError(f"cores must be a list such as 0-3,6, not '{given}'")
@@ -104,20 +111,20 @@ def parse_cores(given: str) -> tuple[int, ...]:
 
 
 def available() -> CpuAffinity:
-    """All that this process may use: one thread for each physical core."""
+    """Return all that this process may use: one thread for each physical core."""
     if not hasattr(os, "sched_getaffinity"):
         return CpuAffinity(torch.get_num_threads())
     cores = os.sched_getaffinity(0)
-    # Two hardware threads of a core share its arithmetic units: one of them saturates those.
+    # Two hardware threads of a core share its arithmetic units, and one thread saturates them.
     physical = tuple(sorted({min(_siblings(core) & cores) for core in cores}))
     quota = _quota()
     if quota is not None and quota < len(physical):
-        # A container's quota is of time, not of cores: others may be on any of them.
+        # A container's quota limits time, not cores: other programs may run on any of them.
         return CpuAffinity(max(1, int(quota)))
     return CpuAffinity(len(physical), physical)
 
 
-def place(
+def divide(
     target_device: torch.device,
     draft_device: torch.device,
     target_cores: str | None = None,
@@ -125,16 +132,16 @@ def place(
 ) -> AffinityPlan:
     """Divide the cores between two executors that work at the same time.
 
-    A executor on a GPU needs one core, to launch its kernels. Of two executors on the CPU the
-    draft, whose
-    matrices are too small to be divided far, gets a fourth of the cores, one at least.
+    An executor on a GPU needs one core, to launch its kernels. Of two executors on the CPU, the
+    draft gets a quarter of the cores, at least one: its matrices are too small for more threads.
 
     Args:
-        target_cores, draft_cores: lists of cores (see `parse_cores`) that override this; where
-            only one is given, the other executor gets the rest.
+        target_device, draft_device: of the two models.
+        target_cores, draft_cores: lists of cores (see `parse_cores`) that override this rule. If
+            only one is given, the other executor gets the remaining cores.
 
     Raises:
-        InputError: no such cores, or no core is left for the other executor.
+        InputError: a list is wrong, or no core remains for the other executor.
     """
     everything = available()
     count = everything.threads
@@ -152,9 +159,9 @@ def place(
     else:
         target, draft = CpuAffinity(for_target), CpuAffinity(for_draft)
     if target_cores is not None:
-        target = _share_of(parse_cores(target_cores))
+        target = _affinity_to(parse_cores(target_cores))
     if draft_cores is not None:
-        draft = _share_of(parse_cores(draft_cores))
+        draft = _affinity_to(parse_cores(draft_cores))
     if target_cores is not None and draft_cores is None:
         draft = _rest(everything, target, "--draft-cores")
     elif draft_cores is not None and target_cores is None:
@@ -166,7 +173,7 @@ def place(
     return AffinityPlan(target, draft, everything)
 
 
-def _share_of(cores: tuple[int, ...]) -> CpuAffinity:
+def _affinity_to(cores: tuple[int, ...]) -> CpuAffinity:
     return CpuAffinity(len(cores), tuple(sorted(cores)))
 
 
@@ -175,13 +182,13 @@ def _rest(everything: CpuAffinity, taken: CpuAffinity, option: str) -> CpuAffini
     left = tuple(core for core in cores if core not in taken.cores)
     if not left:
         raise InputError(f"no core is left for the other model: give its cores with {option}")
-    # A quota, which names no cores, still bounds how many work at once.
+    # A quota names no cores, but it still bounds how many of them work at once.
     threads = min(len(left), max(1, everything.threads - taken.threads))
     return CpuAffinity(threads, left)
 
 
 def _siblings(core: int) -> set[int]:
-    """Hardware threads of the same physical core, `core` included."""
+    """Return the hardware threads of the same physical core, `core` included."""
     file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
     try:
         return set(_parse_list(file.read_text().strip()))
@@ -198,7 +205,7 @@ def _parse_list(given: str) -> tuple[int, ...]:
 
 
 def _quota() -> float | None:
-    """Cores' worth of time that a container may use; None is no limit."""
+    """Return how many cores' worth of time a container may use; None means no limit."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)

@@ -1,53 +1,54 @@
-"""The inline executor: calls run where and when they are made, one after another."""
+"""The inline executor: requests run in the caller's thread, at submission."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
-from specbranch.errors import ExecutorError
-from specbranch.executors.base import Call, Host, Worker
+from specbranch.executors.base import BaseExecutor, Future, R, Request, W, WorkerHost
 from specbranch.executors.cpu_affinity import CpuAffinity
 
 
-class InlineExecutor:
-    """In the caller's own thread: no messages, and no concurrency but with executors elsewhere.
+class InlineExecutor(BaseExecutor[W]):
+    """Runs requests in the caller's thread, so they overlap only with those of other executors.
 
     Args:
         make_worker: called at once.
         name: of the executor.
-        share: what its calls get of the machine, until they end; by default what the caller has.
+        cpus: applied during each request and undone after it; by default requests run with what
+            the calling thread has.
     """
 
     def __init__(
-        self, make_worker: Callable[[], Worker], name: str, share: CpuAffinity | None = None
+        self, make_worker: Callable[[], W], name: str, cpus: CpuAffinity | None = None
     ) -> None:
-        self.name = name
-        self._share = share
-        with self._lent():
-            self._host: Host | None = Host(name, make_worker)
+        super().__init__(name)
+        self._cpus = cpus
+        with self._applied():
+            self._host: WorkerHost[W] | None = WorkerHost(name, make_worker)
 
-    def submit(self, method: str, *args: Any) -> Call:
-        call = Call()
-        if self._host is None:
-            call.set_exception(ExecutorError(self.name, "was closed"))
-            return call
-        with self._lent():
-            self._host.run(method, args).settle(call)
-        return call
+    def _submit(self, request: Request[W, R]) -> Future[R]:
+        assert self._host is not None
+        future: Future[R] = Future()
+        with self._applied():
+            reply = self._host.run(request)
+        reply.settle(future)
+        return future
 
-    def set_affinity(self, share: CpuAffinity) -> None:
-        """Without effect where the caller's own share counts."""
-        if self._share is not None:
-            self._share = share
+    def set_affinity(self, cpus: CpuAffinity) -> None:
+        """See `Executor.set_affinity`. Without effect if the executor was made without `cpus`."""
+        if self._cpus is not None:
+            self._cpus = cpus
 
     def now(self) -> float:
+        """See `Executor.now`."""
         return time.perf_counter()
 
     def close(self) -> None:
+        """See `Executor.close`."""
+        self._closed = True
         self._host = None
 
-    def _lent(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._share is None else self._share.applied()
+    def _applied(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._cpus is None else self._cpus.applied()

@@ -1,4 +1,4 @@
-"""A profile: what the forwards of a pair take on some hardware, and how much of it there is."""
+"""Latency profiles: the durations of a pair's forward passes on some hardware."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from specbranch.errors import InputError
 
 @dataclass(frozen=True)
 class ModelLatency:
-    """What a model's forwards take on some hardware.
+    """Latency of a model's forward passes on some hardware.
 
     Attributes:
-        forward: seconds by the number of tokens (of a draft's step: of branches), linear between
-            the numbers given and level beyond them.
-        call: seconds for each call of the executor besides: messages, and what surrounds the
-            forwards.
-        alone: the same with all the hardware, while the other executor waits; None where each
-            executor has
-            hardware that the other cannot use.
+        forward: seconds by number of tokens (for a draft step: of branches). Values between the
+            given numbers are interpolated linearly; beyond them the nearest value holds.
+        call: seconds that each request takes besides its forward passes.
+        alone: the latency with all the hardware, while the other executor waits; None if each
+            executor has hardware that the other cannot use.
     """
 
     forward: Mapping[int, float]
@@ -31,7 +29,7 @@ class ModelLatency:
     alone: ModelLatency | None = None
 
     def seconds(self, tokens: int) -> float:
-        """Duration of a forward of that many tokens."""
+        """Return the duration in seconds of a forward pass of that many tokens."""
         known = sorted(self.forward)
         if tokens in self.forward or tokens <= known[0] or tokens >= known[-1]:
             return self.forward[min(max(tokens, known[0]), known[-1])]
@@ -42,10 +40,10 @@ class ModelLatency:
 
     @classmethod
     def parse(cls, found: Any) -> ModelLatency:
-        """ModelLatency as JSON has them.
+        """Convert from the JSON form.
 
         Raises:
-            ValueError, KeyError, AttributeError, TypeError: it is something else.
+            ValueError, KeyError, AttributeError, TypeError: the JSON has another form.
         """
         return cls(
             {int(n): float(s) for n, s in found["forward"].items()},
@@ -55,20 +53,20 @@ class ModelLatency:
 
     @property
     def valid(self) -> bool:
-        """Whether there are seconds for one token or more, and none is negative."""
+        """Whether at least one forward latency is given and all values are in range."""
         given = self.forward and min(*self.forward, *self.forward.values()) > 0 and self.call >= 0
         return bool(given) and (self.alone is None or self.alone.valid)
 
 
 @dataclass(frozen=True)
 class Devices:
-    """How much hardware a method takes: what is bought, and what decoding it plainly would leave.
+    """The amount of hardware that each way of decoding occupies.
 
     Attributes:
-        unit: of what: `GPU`, `core`.
+        unit: what is counted, such as `GPU` or `core`.
         plain: for plain decoding.
-        sequential: for both models, one of which works at a time.
-        parallel: for both at the same time.
+        sequential: for both models if one of them works at a time.
+        parallel: for both models at the same time.
     """
 
     unit: str = "device"
@@ -79,14 +77,15 @@ class Devices:
 
 @dataclass(frozen=True)
 class Profile:
-    """ModelLatency of both executors of a pair on some hardware.
+    """Latencies of both executors of a pair on some hardware.
 
     Attributes:
-        plain: seconds of plain decoding's forward at its own fastest width, where that is not the
-            bit-exact one of a single token alone.
-        devices: that it takes.
-        source: where the figures are from, in a line or two.
-        machine: what was measured, by name of the fact.
+        target, draft: latencies of the two models.
+        plain: seconds of a forward pass of plain decoding at its own fastest query length; None
+            if that is the target's for one token.
+        devices: amount of hardware that each way of decoding occupies.
+        source: origin of the figures, in a line or two.
+        machine: properties of the measured machine, by name.
     """
 
     target: ModelLatency
@@ -98,11 +97,11 @@ class Profile:
 
     @classmethod
     def of_ratio(cls, c: float, branch_cost: float = 0.0, step: float = 1e-3) -> Profile:
-        """Time in the abstract.
+        """Make the profile of an idealised machine.
 
         Args:
-            c: time of a target forward, of however many tokens, in draft steps.
-            branch_cost: what a branch more adds to a draft step, as a share of it.
+            c: duration of a target forward pass of any number of tokens, in draft steps.
+            branch_cost: what each further branch adds to a draft step, as a fraction of it.
             step: seconds of a draft step of one branch.
         """
         most = 256
@@ -112,10 +111,10 @@ class Profile:
 
     @classmethod
     def load(cls, file: Path) -> Profile:
-        """Read a profile as `save` writes it; all but the executors' forwards may be missing.
+        """Read a profile in the format of `save`; only the `forward` entries are required.
 
         Raises:
-            InputError: no such file, or no profile.
+            InputError: the file cannot be read or is no profile.
         """
         try:
             found = json.loads(file.read_text())
@@ -149,7 +148,7 @@ class Profile:
 
 
 def _without_gaps(found: Any) -> Any:
-    """The same without what is not known."""
+    """Return a JSON object without its empty entries."""
     if not isinstance(found, dict):
         return found
     return {k: _without_gaps(v) for k, v in found.items() if v is not None and v not in ("", {})}

@@ -1,143 +1,100 @@
 """The process executor: a process of its own, on its own cores or its own GPU.
 
-The worker's process is a plain Python interpreter that gets everything over one socket: no fork of
-a program that may hold locks or a GPU, no import of the user's script, no shared memory. It ends
-when the socket closes, so it cannot outlive the program that started it.
+The worker's process is a plain Python interpreter that receives everything over one socket. There
+is no fork of a program that may hold locks or a GPU, no import of the user's script and no shared
+memory. The process ends when the socket closes, so it cannot outlive the program that started it.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import pickle
-import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections import deque
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing.connection import Connection
+from contextlib import suppress
 from typing import Any
 
 from specbranch.errors import ExecutorError
-from specbranch.executors.base import AwaitedCall, Call, Host, Reply, Worker
+from specbranch.executors.base import BaseExecutor, Future, LazyFuture, R, Request, W, fail
+from specbranch.executors.channel import (
+    STARTED,
+    Channel,
+    RequestMessage,
+    StartMessage,
+    StopMessage,
+    encode,
+)
 from specbranch.executors.cpu_affinity import CpuAffinity
-from specbranch.openmp import SPINNING
+from specbranch.openmp import child_environment
 
-AWAKE = 0.002  # seconds; a draft's last step and a short draft take less
 TIMEOUT = 600.0  # seconds; reading a long prompt on a slow CPU takes minutes
+STARTUP_TIMEOUT = 1800.0  # seconds; so does reading a large model from a slow disk
+
+_PROGRAM = (
+    "import sys; from specbranch.executors.process_server import serve; serve(int(sys.argv[1]))"
+)
 
 
-def bound(places: Sequence[int]) -> dict[str, str]:
-    """Environment in which each computing thread stays on a core of its own.
+class ProcessFuture(LazyFuture[R]):
+    """A future whose reply is read from the socket by a thread that waits for a reply."""
 
-    Left to the scheduler, threads that sleep between forwards often wake up on the same core.
-    """
-    if not places:
-        return {}
-    return {"OMP_PROC_BIND": "true", "OMP_PLACES": ",".join(f"{{{core}}}" for core in places)}
-
-
-@dataclass(frozen=True)
-class Making:
-    """The first message to the process: what to host."""
-
-    make_worker: Callable[[], Worker]
-    name: str
-    share: CpuAffinity
-    bound: bool
-
-
-@dataclass(frozen=True)
-class Asking:
-    """A call, to be answered by its number and a `Reply`."""
-
-    number: int
-    method: str
-    args: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """The call of that number should end early."""
-
-    number: int
-
-
-class Channel:
-    """Sends and receives Python objects over a socket."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._connection = Connection(descriptor)
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
-
-    def send(self, message: object) -> None:
-        self._connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
-
-    def receive(self) -> Any:
-        return pickle.loads(self._connection.recv_bytes())
-
-    def waiting(self, seconds: float | None = 0.0) -> bool:
-        """Whether a message, or the end of the channel, comes within that time; None waits."""
-        return bool(self._poll.poll(None if seconds is None else seconds * 1000))
-
-    def expected(self, seconds: float | None) -> bool:
-        """As `waiting`, and awake at first: to fall asleep and wake up is a part of a round."""
-        until = time.perf_counter() + AWAKE
-        while time.perf_counter() < until:
-            if self.waiting():
-                return True
-        return self.waiting(seconds)
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-class ProcessCall(AwaitedCall):
-    """A call whose reply is read from the socket by whoever waits for it."""
-
-    def __init__(self, executor: ProcessExecutor, number: int) -> None:
-        super().__init__(executor)
+    def __init__(self, executor: ProcessExecutor[Any], number: int) -> None:
+        super().__init__()
         self._executor = executor
         self.number = number
 
     def stop(self) -> None:
+        """See `Future.stop`."""
         if not self.done():
             self._executor.stop(self.number)
 
+    def wait(self, timeout: float | None) -> None:
+        """See `LazyFuture.wait`."""
+        self._executor.wait(self, timeout)
 
-class ProcessExecutor:
-    """A worker in a process of its own; one message each way a call. For one thread.
+
+class ProcessExecutor(BaseExecutor[W]):
+    """Hosts a worker in a process of its own; each request takes one message in each direction.
+
+    Several threads may use it at once. Of those that wait, one receives for all of them.
 
     Args:
-        make_worker: called in that process; anything that `pickle` can send by name.
+        make_worker: called in that process; `pickle` must be able to send it.
         name: of the executor.
-        share: cores and threads of that process.
-        timeout: seconds after which a call that got no answer is given up, and the process ended;
-            making the worker may take longer.
-        places: the core of each of its computing threads, the first ones those of its share; by
-            default the threads of a share are anywhere on its cores.
+        cpus: threads and cores of that process.
+        timeout: seconds without a reply after which the process is ended.
+        places: the core of each of its computing threads in order, the first ones those of `cpus`.
+            By default the threads may run anywhere on the cores of `cpus`.
+        startup_timeout: seconds after which the process is ended if the worker is not yet made.
     """
 
     def __init__(
         self,
-        make_worker: Callable[[], Worker],
+        make_worker: Callable[[], W],
         name: str,
-        share: CpuAffinity,
+        cpus: CpuAffinity,
         timeout: float = TIMEOUT,
         places: Sequence[int] = (),
+        startup_timeout: float = STARTUP_TIMEOUT,
     ) -> None:
-        self.name = name
+        super().__init__(name)
         self._timeout = timeout
-        self._calls: dict[int, ProcessCall] = {}
-        self._numbers = itertools.count()
-        self._made = False
+        self._startup_timeout = startup_timeout
+        self._deadline = self.now() + startup_timeout
+        self._started = False
+        self._futures: dict[int, ProcessFuture[Any]] = {}
+        self._numbers = itertools.count(STARTED + 1)
         self._failure: ExecutorError | None = None
+        self._sending = threading.Lock()
+        self._turn = threading.Condition(threading.Lock())
+        self._receiver: int | None = None  # the thread that receives, guarded by `_turn`
+        start = encode(StartMessage(make_worker, name, cpus, bool(places)))
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours.detach())
         with theirs:
@@ -146,74 +103,123 @@ class ProcessExecutor:
                 [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a library prints is no part of the program's output
-                process_group=0,  # an interrupt is meant for the program, which closes it
+                process_group=0,  # an interrupt is meant for the program, which closes this
                 pass_fds=[theirs.fileno()],
-                # A binding of the whole program's would put both executors on the same cores.
-                env=SPINNING
-                | os.environ
-                | bound(places)
+                env=child_environment(places)
                 | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        self._send(Making(make_worker, name, share, bool(places)))
+        _executors.add(self)
+        self._send(start)
 
-    def submit(self, method: str, *args: Any) -> Call:
-        call = ProcessCall(self, next(self._numbers))
-        self._calls[call.number] = call
-        self._send(Asking(call.number, method, args))
-        return call
+    def _submit(self, request: Request[W, R]) -> Future[R]:
+        future: ProcessFuture[R] = ProcessFuture(self, next(self._numbers))
+        data = encode(RequestMessage(future.number, request))
+        if self._started and not self._futures:
+            self._deadline = self.now() + self._timeout
+        self._futures[future.number] = future
+        self._send(data)
+        return future
 
-    def set_affinity(self, share: CpuAffinity) -> None:
-        self._send(share)
+    def set_affinity(self, cpus: CpuAffinity) -> None:
+        """See `Executor.set_affinity`."""
+        if self._refusal() is None:
+            self._send(encode(cpus))
 
     def now(self) -> float:
+        """See `Executor.now`."""
         return time.perf_counter()
 
     def close(self) -> None:
-        if self._failure is None:
-            self._fail("was closed")
+        """See `Executor.close`. Unfinished requests fail; the process ends after a running one."""
+        self._closed = True
+        if self._foreign:
+            self._channel.close()
+            return
+        self._fail("was closed")
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with self._sending, self._turn:  # no thread may use the descriptor when it is closed
+            while self._receiver not in (None, threading.get_ident()):
+                self._turn.wait()
+            self._channel.close()
 
     def stop(self, number: int) -> None:
-        """Tell the process that the reply to a call is wanted now."""
-        self._send(Stopping(number))
+        """Tell the process that the reply to a request is wanted now."""
+        if self._refusal() is None:
+            self._send(encode(StopMessage(number)))
 
-    def wait(self, call: ProcessCall) -> None:
-        """Read replies until that of `call` is among them."""
-        while not call.done():
-            self._receive()
+    def wait(self, future: ProcessFuture[Any], timeout: float | None) -> None:
+        """Receive replies, or let another thread receive them, until that of `future` is there."""
+        until = float("inf") if timeout is None else self.now() + timeout
+        while not future.done():
+            if self._foreign:
+                fail(future, self._forked())
+                return
+            self._take_turn(future, until)
+            if self.now() >= until:
+                return
 
-    def _send(self, message: object) -> None:
-        if self._failure is not None:
-            self._drop_calls()
-            return
-        try:
-            self._channel.send(message)
-        except OSError as error:
-            self._died(error)
+    def _take_turn(self, future: ProcessFuture[Any], until: float) -> None:
+        this_thread = threading.get_ident()
+        try:  # an interrupt at any point of this must leave the turn to another thread
+            with self._turn:
+                if self._receiver not in (None, this_thread):
+                    # Woken up when the receiver has a reply; it may be that of `future`.
+                    self._turn.wait(None if until == float("inf") else until - self.now())
+                    return
+                if future.done():
+                    return
+                self._receiver = this_thread
+            self._receive(until)
+        finally:
+            with self._turn:
+                if self._receiver == this_thread:
+                    self._receiver = None
+                    self._turn.notify_all()
 
-    def _receive(self) -> None:
-        # An interrupt may come while this waits; the answer is then read by the next call.
-        if not self._channel.expected(self._timeout if self._made else None):
-            self._process.kill()
-            self._fail(f"did not answer for {self._timeout:g} s and was ended")
+    def _receive(self, until: float) -> None:
+        # If an interrupt comes while this waits, the reply is read later and settled by its number.
+        if not self._channel.poll_awake(max(0.0, min(until, self._deadline) - self.now())):
+            if self.now() >= self._deadline:
+                self._give_up()
             return
         try:
             number, reply = self._channel.receive()
         except (EOFError, OSError) as error:
             self._died(error)
-        except BaseException:  # an interrupt: the rest of the message would be taken for the next
+            return
+        except BaseException:  # an interrupt: the rest of the message would be read as the next one
             self._fail("was interrupted in the middle of an answer")
             raise
+        self._deadline = self.now() + self._timeout
+        if number == STARTED:
+            self._started = True
+        elif (future := self._futures.pop(number, None)) is not None:
+            reply.settle(future)
+
+    def _send(self, data: bytes) -> None:
+        with self._sending:
+            if self._failure is None:
+                try:
+                    self._channel.send(data)
+                except OSError as error:
+                    self._died(error)
+        if self._failure is not None:
+            self._drop_futures(self._failure)
+
+    def _give_up(self) -> None:
+        self._process.kill()
+        if self._started:
+            self._fail(f"did not answer for {self._timeout:g} s and was ended")
         else:
-            self._made = True
-            # By its number: an interrupt may have come before an earlier call was sent.
-            reply.settle(self._calls.pop(number))
+            self._fail(f"was not ready after {self._startup_timeout:g} s and was ended")
 
     def _died(self, error: Exception) -> None:
+        if self._failure is not None:
+            return
         try:
             code = self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -228,59 +234,35 @@ class ProcessExecutor:
             self._fail(f"died: its process ended with exit code {code}")
 
     def _fail(self, how: str) -> None:
-        self._failure = ExecutorError(self.name, how)
+        if self._failure is None:
+            self._failure = ExecutorError(self.name, how)
+            with suppress(OSError):  # the other end may have closed it
+                self._channel.shut_down()
+        self._drop_futures(self._failure)
+        with self._turn:
+            self._turn.notify_all()
+
+    def _drop_futures(self, failure: ExecutorError) -> None:
+        # A future is entered before the failure is looked up, so that none is missed.
+        with suppress(KeyError):
+            while True:
+                fail(self._futures.popitem()[1], failure)
+
+    def disconnect(self) -> None:
+        """Close the descriptor that a forked process has inherited.
+
+        Otherwise the worker's process would outlive its program, until the fork ends, too.
+        """
         self._channel.close()
-        self._drop_calls()
-
-    def _drop_calls(self) -> None:
-        while self._calls:
-            self._calls.popitem()[1].set_exception(self._failure)
 
 
-_PROGRAM = "import sys; from specbranch.executors.process import serve; serve(int(sys.argv[1]))"
+_executors: weakref.WeakSet[ProcessExecutor[Any]] = weakref.WeakSet()
 
 
-def serve(descriptor: int) -> None:
-    """The executor's process: make the worker and then its calls, until the other end closes.
-
-    If the worker cannot be made, every call is answered with the reason.
-    """
-    channel = Channel(descriptor)
-    try:
-        _Server(channel).run()
-    except (EOFError, OSError):  # the program closed the executor, or is gone
-        os._exit(0)  # at once: there is nothing to put in order
+def _after_fork() -> None:
+    for executor in list(_executors):
+        executor.disconnect()
 
 
-class _Server:
-    """The other end of a `ProcessExecutor`."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._waiting: deque[Asking | Stopping | CpuAffinity] = deque()
-
-    def run(self) -> None:
-        making: Making = self._channel.receive()
-        making.share.take(making.bound)
-        host = Host(making.name, making.make_worker)
-        while True:
-            message = self._waiting.popleft() if self._waiting else self._channel.receive()
-            if isinstance(message, CpuAffinity):
-                message.take(making.bound)
-            elif isinstance(message, Asking):
-                stopped = partial(self._stopped, Stopping(message.number))
-                reply = host.run(message.method, message.args, stopped)
-                self._reply(host.name, message.number, reply)
-            # else it is a stop that came after the end of its call
-
-    def _stopped(self, asked: Stopping) -> bool:
-        while self._channel.waiting():
-            self._waiting.append(self._channel.receive())
-        return asked in self._waiting
-
-    def _reply(self, name: str, number: int, reply: Reply) -> None:
-        try:
-            self._channel.send((number, reply))
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            failure = ExecutorError(name, f"cannot send its answer: {error}")
-            self._channel.send((number, Reply(reply.span, error=failure)))
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,4 +1,4 @@
-"""The thread executor: a thread, and on a GPU a CUDA stream, of its own."""
+"""The thread executor: a thread and, on a GPU, a CUDA stream of its own."""
 
 from __future__ import annotations
 
@@ -6,51 +6,52 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 
-from specbranch.executors.base import Call, Host, Worker
+from specbranch.errors import ExecutorError
+from specbranch.executors.base import BaseExecutor, Future, R, Request, W, WorkerHost, failed
 from specbranch.executors.cpu_affinity import CpuAffinity
 
 
-class StoppableCall(Call):
-    """A call that another thread can ask to end."""
+class StoppableFuture(Future[R]):
+    """A future of a request that another thread runs and that this one can stop."""
 
     def __init__(self) -> None:
         super().__init__()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
+        """See `Future.stop`."""
         self._stopped.set()
 
     def stopped(self) -> bool:
+        """Whether `stop` was called."""
         return self._stopped.is_set()
 
 
-class ThreadExecutor:
-    """For one GPU that both models share: their kernels run side by side on two streams.
+class ThreadExecutor(BaseExecutor[W]):
+    """Serves one GPU that both models share: their kernels run concurrently on two streams.
 
     Args:
         make_worker: called in the executor's thread.
         name: of the executor.
-        share: only its number of threads counts: cores belong to processes.
-        device: where the worker's model is.
+        cpus: only the number of threads is used: cores are set for processes.
+        device: the device of the worker's model.
     """
 
     def __init__(
-        self, make_worker: Callable[[], Worker], name: str, share: CpuAffinity, device: torch.device
+        self, make_worker: Callable[[], W], name: str, cpus: CpuAffinity, device: torch.device
     ) -> None:
-        self.name = name
+        super().__init__(name)
+        self._host: WorkerHost[W] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"{name} executor")
-        self._pool.submit(self._start, make_worker, share, device)
+        self._pool.submit(self._start, make_worker, cpus, device)
 
-    def _start(
-        self, make_worker: Callable[[], Worker], share: CpuAffinity, device: torch.device
-    ) -> None:
-        torch.set_num_threads(share.threads)
+    def _start(self, make_worker: Callable[[], W], cpus: CpuAffinity, device: torch.device) -> None:
+        torch.set_num_threads(cpus.threads)
 
-        def make() -> Worker:
+        def make() -> W:
             worker = make_worker()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
@@ -58,22 +59,33 @@ class ThreadExecutor:
                 torch.cuda.set_stream(torch.cuda.Stream(device))
             return worker
 
-        self._host = Host(self.name, make)  # what fails here is the answer to every call
+        # The host answers each request with the error if this fails.
+        self._host = WorkerHost(self.name, make)
 
-    def submit(self, method: str, *args: Any) -> Call:
-        call = StoppableCall()
-        self._pool.submit(self._run, call, method, args)
-        return call
+    def _submit(self, request: Request[W, R]) -> Future[R]:
+        future: StoppableFuture[R] = StoppableFuture()
+        try:
+            self._pool.submit(self._run, future, request)
+        except RuntimeError:  # another thread closed the executor after the check
+            return failed(ExecutorError(self.name, "was closed"))
+        return future
 
-    def _run(self, call: StoppableCall, method: str, args: tuple[Any, ...]) -> None:
-        self._host.run(method, args, call.stopped).settle(call)
+    def _run(self, future: StoppableFuture[R], request: Request[W, R]) -> None:
+        assert self._host is not None
+        self._host.run(request, future.stopped).settle(future)
 
-    def set_affinity(self, share: CpuAffinity) -> None:
-        self._pool.submit(torch.set_num_threads, share.threads)
+    def set_affinity(self, cpus: CpuAffinity) -> None:
+        """See `Executor.set_affinity`."""
+        if self._refusal() is None:
+            self._pool.submit(torch.set_num_threads, cpus.threads)
 
     def now(self) -> float:
+        """See `Executor.now`."""
         return time.perf_counter()
 
     def close(self) -> None:
-        self._pool.shutdown()
-        del self._host
+        """See `Executor.close`. Waits for the requests that were submitted before."""
+        self._closed = True
+        if not self._foreign:  # a forked process has no copy of the thread to wait for
+            self._pool.shutdown()
+        self._host = None

@@ -1,23 +1,35 @@
-"""The virtual clock executor: the real algorithm, timed by a profile instead of by this machine.
+"""The virtual executor: the real algorithm, timed by a profile instead of by this machine.
 
-Calls run inline, but their spans come from what the profile says that each forward takes. Executors
-that share a `VirtualClock` overlap on it, so that one decoder yields a deterministic timeline for
-any hardware.
+Requests run inline, but their spans follow from the profile's latency of each forward pass.
+Executors that share a `VirtualClock` overlap on it, so the timeline of a decoder is deterministic
+and can describe any hardware.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from specbranch.executors.base import AwaitedCall, Call, Host, Span, Worker
+from specbranch.executors.base import (
+    BaseExecutor,
+    Future,
+    LazyFuture,
+    R,
+    Request,
+    W,
+    WorkerHost,
+    fail,
+)
 from specbranch.executors.cpu_affinity import AffinityPlan, CpuAffinity
 from specbranch.executors.latency_profile import Devices, ModelLatency, Profile
+from specbranch.timing import Span
 
 __all__ = [
-    "PLACEMENT",
+    "SEPARATE_DEVICES",
+    "SHARED_CPU",
     "Devices",
     "ModelLatency",
     "Profile",
@@ -26,95 +38,114 @@ __all__ = [
     "affinity_of",
 ]
 
-# Of a virtual machine, whatever the real one has: shares that differ, so that a executor can tell.
-PLACEMENT = AffinityPlan(target=CpuAffinity(1), draft=CpuAffinity(1), alone=CpuAffinity(2))
-# And one where each executor has hardware that the other cannot use.
-APART = AffinityPlan(target=CpuAffinity(1), draft=CpuAffinity(1), alone=CpuAffinity(1))
+# Plans of virtual machines, which do not depend on the real one. On a shared CPU a model that runs
+# alone gets more of it, by which an executor recognises that it runs alone.
+SHARED_CPU = AffinityPlan(target=CpuAffinity(1), draft=CpuAffinity(1), alone=CpuAffinity(2))
+SEPARATE_DEVICES = AffinityPlan(target=CpuAffinity(1), draft=CpuAffinity(1), alone=CpuAffinity(1))
 
 
 def affinity_of(profile: Profile | None) -> AffinityPlan:
-    """Of the executors on a machine with this profile."""
-    return PLACEMENT if profile is not None and profile.target.alone is not None else APART
+    """Return the plan of the executors on the machine that a profile describes."""
+    shared = profile is not None and profile.target.alone is not None
+    return SHARED_CPU if shared else SEPARATE_DEVICES
 
 
 @dataclass
 class VirtualClock:
-    """Where the decoder is in time; it moves on when the decoder waits for a call."""
+    """The decoder's time in seconds; it advances when the decoder awaits a request."""
 
     now: float = 0.0
 
 
-class VirtualCall(AwaitedCall):
-    """A call that runs when somebody waits for it: only then is it known whether it is stopped."""
+class VirtualFuture(LazyFuture[R]):
+    """Executed lazily, because cancellation is known only when the result is awaited."""
 
-    def __init__(self, executor: VirtualExecutor, method: str, args: tuple[Any, ...]) -> None:
-        super().__init__(executor)
-        self._clock = executor.clock
-        self.method, self.args = method, args
-        self.costs = executor.costs
+    def __init__(self, executor: VirtualExecutor[W], request: Request[W, R]) -> None:
+        super().__init__()
+        self._executor: VirtualExecutor[Any] = executor
+        self.request: Request[Any, R] = request
+        self.latency = executor.latency
         self.submitted = executor.clock.now
         self.stopped_at = float("inf")
 
     def stop(self) -> None:
-        self.stopped_at = min(self.stopped_at, self._clock.now)
+        """See `Future.stop`."""
+        self.stopped_at = min(self.stopped_at, self._executor.clock.now)
+
+    def wait(self, timeout: float | None) -> None:
+        """Run the request in this thread; real time has no meaning here, so no timeout has."""
+        self._executor.wait(self)
 
 
-class VirtualExecutor:
-    """Inline calls, timed by a profile.
+class VirtualExecutor(BaseExecutor[W]):
+    """Runs requests inline, with spans from a profile.
 
     Args:
         make_worker: called at once.
         name: of the executor.
-        costs: of its model.
+        latency: of its model.
         clock: shared by the executors of a pair.
 
     Attributes:
-        costs: those that the next call has, by the share that the executor has now.
+        latency: the one that the next request has, according to the current affinity.
     """
 
     def __init__(
-        self, make_worker: Callable[[], Worker], name: str, costs: ModelLatency, clock: VirtualClock
+        self, make_worker: Callable[[], W], name: str, latency: ModelLatency, clock: VirtualClock
     ) -> None:
-        self.name = name
+        super().__init__(name)
         self.clock = clock
-        self.costs = costs
-        self._host = Host(name, make_worker)
-        self._beside, self._alone = costs, costs.alone or costs
-        self._free = 0.0
-        self._calls: deque[VirtualCall] = deque()
+        self.latency = latency
+        self._host: WorkerHost[W] | None = WorkerHost(name, make_worker)
+        self._overlapped, self._alone = latency, latency.alone or latency
+        self._free_at = 0.0
+        self._lock = threading.RLock()
+        self._pending: deque[VirtualFuture[Any]] = deque()
 
-    def submit(self, method: str, *args: Any) -> Call:
-        call = VirtualCall(self, method, args)
-        self._calls.append(call)
-        return call
+    def _submit(self, request: Request[W, R]) -> Future[R]:
+        future = VirtualFuture(self, request)
+        self._pending.append(future)
+        return future
 
-    def wait(self, call: VirtualCall) -> None:
-        """Run the calls up to `call`, and put the clock to its end."""
-        while not call.done():
-            self._run(self._calls.popleft())
-        self.clock.now = max(self.clock.now, call.span.end)
+    def wait(self, future: VirtualFuture[Any]) -> None:
+        """Run the requests up to that of `future`, and advance the clock to its end."""
+        if self._foreign and not future.done():
+            fail(future, self._forked())
+            return
+        with self._lock:
+            while not future.done():
+                self._run(self._pending.popleft())
+            self.clock.now = max(self.clock.now, future.span.end)
 
-    def set_affinity(self, share: CpuAffinity) -> None:
-        self.costs = self._alone if share == PLACEMENT.alone else self._beside
+    def set_affinity(self, cpus: CpuAffinity) -> None:
+        """See `Executor.set_affinity`."""
+        self.latency = self._alone if cpus == SHARED_CPU.alone else self._overlapped
 
     def now(self) -> float:
+        """See `Executor.now`."""
         return self.clock.now
 
     def close(self) -> None:
-        while self._calls:
-            self._run(self._calls.popleft())
-        del self._host
+        """See `Executor.close`. Runs the requests that were submitted before."""
+        self._closed = True
+        if not self._foreign:
+            with self._lock:
+                while self._pending:
+                    self._run(self._pending.popleft())
+        self._host = None
 
-    def _run(self, call: VirtualCall) -> None:
-        start = max(call.submitted, self._free)
+    def _run(self, future: VirtualFuture[Any]) -> None:
+        host = self._host
+        assert host is not None
+        start = max(future.submitted, self._free_at)
 
         def end(forwards: tuple[int, ...]) -> float:
-            return start + call.costs.call + sum(map(call.costs.seconds, forwards))
+            return start + future.latency.call + sum(map(future.latency.seconds, forwards))
 
         def stopped() -> bool:
-            return end(self._host.forwards) >= call.stopped_at
+            return end(host.forwards) >= future.stopped_at
 
-        reply = self._host.run(call.method, call.args, stopped)
-        self._free = end(reply.span.forwards)
-        span = Span(start, self._free, reply.span.forwards)
-        replace(reply, span=span).settle(call)
+        reply = host.run(future.request, stopped)
+        self._free_at = end(reply.span.forwards)
+        span = Span(start, self._free_at, reply.span.forwards)
+        replace(reply, span=span).settle(future)
