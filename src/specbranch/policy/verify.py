@@ -1,7 +1,7 @@
-"""The acceptance rules: what the target makes of a chain of draft tokens (DESIGN §5).
+"""The acceptance rules: what the target makes of a chain of draft tokens (docs/exactness.md).
 
-Both read like the papers: positions are taken left to right, the first that fails ends the chain,
-and the target's own token follows what was accepted.
+Both take positions left to right. The first draft token that fails ends the chain, and the target's
+own token follows what was accepted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from specbranch.sampling.samplers import TARGET, Sampler
+from specbranch.sampling.rng import Stream
+from specbranch.sampling.samplers import Sampler
 
 
 def verify_matching(
@@ -31,11 +32,12 @@ def verify_matching(
     Returns:
         How many tokens are accepted, and the target's token after them.
     """
+    positions = range(position, position + len(chain) + 1)
+    chosen = sampler.tokens(log_p, positions, Stream.TARGET)
     for i, drafted in enumerate(chain):
-        token = sampler.token(log_p[i], position + i, TARGET)
-        if token != drafted:
-            return i, token
-    return len(chain), sampler.token(log_p[len(chain)], position + len(chain), TARGET)
+        if chosen[i] != drafted:
+            return i, chosen[i]
+    return len(chain), chosen[len(chain)]
 
 
 def residual(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -63,5 +65,11 @@ def verify_rejection(
     for i, drafted in enumerate(chain):
         ratio = torch.exp(log_p[i, drafted] - log_q[i, drafted]).item()
         if not sampler.accepts(min(1.0, ratio), position + i):
-            return i, sampler.token(residual(log_p[i], log_q[i]), position + i, TARGET)
-    return len(chain), sampler.token(log_p[len(chain)], position + len(chain), TARGET)
+            rest = residual(log_p[i], log_q[i])
+            return i, _draw(sampler, rest, position + i)
+    return len(chain), _draw(sampler, log_p[len(chain)], position + len(chain))
+
+
+def _draw(sampler: Sampler, log_p: Tensor, position: int) -> int:
+    """The target's token from log-probabilities ``[vocabulary]``."""
+    return sampler.tokens(log_p[None], [position], Stream.TARGET)[0]

@@ -1,26 +1,35 @@
-"""Samplers: greedy, and Gumbel-max by counter-based noise."""
+"""Samplers: greedy decoding, and Gumbel-max sampling by counter-based noise."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from specbranch.sampling.rng import Stream, gumbel_noise, uniform
 from specbranch.sampling_params import SamplingParams
 
 
 class Sampler(Protocol):
-    """The randomness of one request. Draws depend on the position, never on the order of calls."""
+    """The randomness of one text. Draws depend on the position, never on the order of calls."""
 
-    def scores(self, log_probs: Tensor, position: int, stream: str) -> Tensor:
-        """Rank the vocabulary, float32 ``[vocabulary]``: the chosen token has the highest score."""
+    def scores(self, log_probs: Tensor, positions: Sequence[int], stream: Stream) -> Tensor:
+        """Rank the vocabulary at n positions: the chosen token has a row's highest score.
 
-    def token(self, log_probs: Tensor, position: int, stream: str) -> int:
-        """A token from the distribution ``[vocabulary]`` for the place `position` of the text."""
+        Args:
+            log_probs: float32 ``[n, vocabulary]``.
+            positions: of the rows in the text.
+            stream: which of a position's draws.
+
+        Returns:
+            float32 ``[n, vocabulary]``.
+        """
+
+    def tokens(self, log_probs: Tensor, positions: Sequence[int], stream: Stream) -> list[int]:
+        """A token for each of n positions, from the distributions ``[n, vocabulary]``."""
 
     def accepts(self, probability: float, position: int) -> bool:
         """True with the given probability."""
@@ -29,55 +38,47 @@ class Sampler(Protocol):
 class GreedySampler:
     """Always the likeliest token; the lowest id among equals."""
 
-    def scores(self, log_probs: Tensor, position: int, stream: str) -> Tensor:
+    def scores(self, log_probs: Tensor, positions: Sequence[int], stream: Stream) -> Tensor:
         return log_probs
 
-    def token(self, log_probs: Tensor, position: int, stream: str) -> int:
-        return int(log_probs.argmax())
+    def tokens(self, log_probs: Tensor, positions: Sequence[int], stream: Stream) -> list[int]:
+        chosen: list[int] = log_probs.argmax(-1).tolist()
+        return chosen
 
     def accepts(self, probability: float, position: int) -> bool:
         raise NotImplementedError("greedy decoding compares tokens, it does not weigh them")
 
 
-# Streams of the rejection rule: its draws at one position must be independent of each other.
-# The coupled rule draws everything from TARGET, which is what couples draft and target.
-TARGET, DRAFT, ACCEPT = "target", "draft", "accept"
-_STREAMS = {TARGET: 0, DRAFT: 1, ACCEPT: 2}
-
-
-def _generator(seed: int, position: int, stream: str) -> np.random.Generator:
-    counter = [0, 0, position, _STREAMS[stream]]
-    return np.random.Generator(np.random.Philox(key=seed, counter=counter))
-
-
-@lru_cache(maxsize=256)
-def gumbel_noise(seed: int, position: int, stream: str, vocabulary: int) -> Tensor:
-    """Standard Gumbel noise, float32 ``[vocabulary]``, a pure function of its arguments."""
-    noise = -np.log(_generator(seed, position, stream).standard_exponential(vocabulary))
-    return torch.from_numpy(noise.astype(np.float32))
-
-
 @dataclass(frozen=True)
 class GumbelSampler:
-    """Gumbel-max sampling: argmax of log-probability plus the noise owned by (seed, position)."""
+    """The argmax of log-probability plus the noise that (seed, position) owns.
+
+    Attributes:
+        seed: of the text.
+        coupled: whether draft and target share the noise.
+    """
 
     seed: int
     coupled: bool
 
-    def scores(self, log_probs: Tensor, position: int, stream: str) -> Tensor:
-        owner = TARGET if self.coupled else stream
-        noise = gumbel_noise(self.seed, position, owner, log_probs.shape[-1])
-        return log_probs + noise.to(log_probs.device)
+    def scores(self, log_probs: Tensor, positions: Sequence[int], stream: Stream) -> Tensor:
+        owner = Stream.TARGET if self.coupled else stream
+        rows = [
+            gumbel_noise(self.seed, position, owner, log_probs.shape[-1], log_probs.device)
+            for position in positions
+        ]
+        return log_probs + (torch.stack(rows) if len(rows) > 1 else rows[0])
 
-    def token(self, log_probs: Tensor, position: int, stream: str) -> int:
-        return int(self.scores(log_probs, position, stream).argmax())
+    def tokens(self, log_probs: Tensor, positions: Sequence[int], stream: Stream) -> list[int]:
+        chosen: list[int] = self.scores(log_probs, positions, stream).argmax(-1).tolist()
+        return chosen
 
     def accepts(self, probability: float, position: int) -> bool:
-        return bool(_generator(self.seed, position, ACCEPT).random() < probability)
+        return uniform(self.seed, position, Stream.ACCEPT) < probability
 
 
 def make_sampler(params: SamplingParams) -> Sampler:
-    """The randomness that the parameters ask for; their seed must be set unless they are greedy."""
+    """The randomness of these parameters; their seed must be set unless they are greedy."""
     if params.greedy:
         return GreedySampler()
     assert params.seed is not None
