@@ -1,1 +1,1 @@
-"""Pure decisions: what to draft, where to branch, what to accept, and whether it pays."""
+"""Pure decisions: what to draft, where to branch, what to accept, and whether to speculate."""

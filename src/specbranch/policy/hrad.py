@@ -1,10 +1,14 @@
-"""The predictor: from the target's features to how much of the next draft to keep (DESIGN §4)."""
+"""H-RAD, the predictor of how much of the next draft to keep (SpecBranch §5).
+
+Its input is z: the hidden states of the target's last K layers at the last verified position, and
+the embedding of the newest committed token.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +21,80 @@ from torch import Tensor, nn
 from specbranch.errors import InputError
 from specbranch.models.info import ModelInfo
 from specbranch.policy.signal import Keep, Signal
-from specbranch.training.hrad.records import RecordingSetup
 
 FORMAT = 1
-KEY = "h-rad"  # of the metadata
+KEY = "h-rad"  # in the metadata of a safetensors file
 HIDDEN = (256, 64)
-STORED = torch.float16
-LEAST = 1e-3  # the bound of `signal.logit`
+STORED = torch.float16  # dtype of the weights in a file
+LEAST = 1e-3  # bound of a confidence, as in `signal.logit`
+
+
+@dataclass(frozen=True)
+class RecordingSetup:
+    """The pair and the sizes that H-RAD records, and a predictor trained on them, belong to.
+
+    Attributes:
+        target, draft: names of the models, as the user gave them.
+        target_fingerprint, draft_fingerprint: of their weights.
+        gamma: γ, most draft tokens of a round.
+        layers: K, number of the target's last layers whose hidden states z contains.
+        hidden_size: the target's.
+        dtype: of the target's hidden states.
+    """
+
+    target: str
+    target_fingerprint: str
+    draft: str
+    draft_fingerprint: str
+    gamma: int
+    layers: int
+    hidden_size: int
+    dtype: str
+
+    @classmethod
+    def of(cls, target: ModelInfo, draft: ModelInfo, gamma: int, layers: int) -> RecordingSetup:
+        """The setup of a pair.
+
+        Raises:
+            InputError: the target has fewer layers.
+        """
+        if layers > target.layers:
+            raise InputError(
+                f"layers must be {target.layers} or fewer, not {layers}: "
+                f"{target.name} has no more than that"
+            )
+        return cls(
+            target.name,
+            target.fingerprint,
+            draft.name,
+            draft.fingerprint,
+            gamma,
+            layers,
+            target.hidden_size,
+            target.dtype,
+        )
+
+    @property
+    def features(self) -> int:
+        """Length of z: (K + 1) · hidden_size."""
+        return (self.layers + 1) * self.hidden_size
 
 
 class HRAD(nn.Module):
-    """The paper's MLP (→ 256 → 64 → 3 classes), and a second head for single tokens.
+    """SpecBranch's MLP (→ 256 → 64 → 3 classes), with a second head for single tokens.
 
-    That head estimates P(token i accepted | those before it accepted) as
-    ``sigmoid(offsets(h)[i] + slopes[i] · logit(confidence_i))``, h being the trunk's 64 numbers.
+    The second head estimates P(token i accepted | all tokens before it accepted) as
+    ``sigmoid(offsets(h)[i] + slopes[i] · logit(confidence_i))``, where h are the 64 features of the
+    hidden layers.
 
     Args:
-        setting: what it is for.
-        classes: number of classes: three, but for comparisons.
-        dropout: share of the features left out at random in training.
+        setting: the pair and the sizes that it belongs to.
+        classes: number of classes; other than three only in baselines.
+        dropout: probability of dropping a feature in training.
 
     Attributes:
         mean, std: of the training rows, float32 ``[(K + 1) · hidden_size]``.
-        trained: how, and with what result, as JSON types; empty until it is.
+        trained: how it was trained and how good it is, as JSON types; empty before training.
     """
 
     mean: Tensor
@@ -64,27 +119,27 @@ class HRAD(nn.Module):
 
     @property
     def gamma(self) -> int:
-        """γ that it is for."""
+        """γ, most draft tokens of a round."""
         return self.setting.gamma
 
     @property
     def layers(self) -> int:
-        """K, of how many of the target's last layers z has the hidden states."""
+        """K, number of the target's last layers whose hidden states z contains."""
         return self.setting.layers
 
     def features(self, z: Tensor) -> Tensor:
-        """h, float32 ``[…, 64]``, of z, float32 ``[…, (K + 1) · hidden_size]``."""
+        """h, float32 ``[…, 64]``, from z, float32 ``[…, (K + 1) · hidden_size]``."""
         standard = F.dropout((z - self.mean) / self.std, self.dropout, self.training)
         found: Tensor = self.trunk(standard)
         return found
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the classes ``[…, 3]`` and offsets ``[…, γ]``, float32, of z."""
+        """Logits of the classes ``[…, 3]`` and offsets ``[…, γ]``, float32, from z."""
         h = self.features(z)
         return self.classes(h), self.offsets(h)
 
     def token_scores(self, offsets: Tensor, confidences: Tensor) -> Tensor:
-        """Logits of acceptance of each token, given those before it: `Signal.acceptance` for rows.
+        """Logits of each token's acceptance, float32 ``[n, γ]``: `Signal.acceptance` for rows.
 
         Args:
             offsets: float32 ``[n, γ]``.
@@ -94,20 +149,24 @@ class HRAD(nn.Module):
 
     @torch.inference_mode()
     def signal(self, z: Tensor) -> Signal:
-        """What z, float32 ``[(K + 1) · hidden_size]``, says of the next draft."""
+        """The prediction for the next draft, from z, float32 ``[(K + 1) · hidden_size]``."""
         logits, offsets = self(z)
         keep = Keep(int(logits.argmax()))
         return Signal(keep, tuple(offsets.tolist()), tuple(self.slopes.tolist()))
 
     def check(self, target: ModelInfo, draft: ModelInfo, gamma: int | None = None) -> None:
-        """Refuse a pair or a γ that this predictor is not for; None is no γ.
+        """Refuse a pair or a γ other than those of the training.
+
+        Args:
+            target, draft: the pair.
+            gamma: γ, if it is fixed.
 
         Raises:
-            InputError: saying what it is for.
+            InputError: the pair or γ is another one.
         """
         ours = self.setting
-        prints = (target.fingerprint, draft.fingerprint)
-        if prints != (ours.target_fingerprint, ours.draft_fingerprint):
+        fingerprints = (target.fingerprint, draft.fingerprint)
+        if fingerprints != (ours.target_fingerprint, ours.draft_fingerprint):
             raise InputError(
                 f"this H-RAD is for {ours.target} with {ours.draft}, not for "
                 f"{target.name} with {draft.name}: train one for that pair"
@@ -116,12 +175,12 @@ class HRAD(nn.Module):
             raise InputError(f"this H-RAD is for gamma {ours.gamma}, not {gamma}")
 
     def round_weights(self) -> None:
-        """Make the weights those that a file will hold."""
+        """Round the weights to the precision of a file."""
         for value in self.parameters():
             value.data = value.data.to(STORED).float()
 
     def save(self, file: Path) -> None:
-        """Write weights (float16; the standardisation float32) and metadata as safetensors."""
+        """Write weights (float16; mean and std float32) and metadata to a safetensors file."""
         tensors = {
             name: value if name in ("mean", "std") else value.to(STORED)
             for name, value in self.state_dict().items()
@@ -133,10 +192,10 @@ class HRAD(nn.Module):
 
     @classmethod
     def load(cls, file: Path) -> HRAD:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            InputError: no such file, or not one of these.
+            InputError: the file does not exist, or holds no H-RAD predictor of this version.
         """
         if not file.is_file():
             raise InputError(f"no H-RAD file {file}: `specbranch hrad train` makes one")

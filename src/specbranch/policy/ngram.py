@@ -1,7 +1,7 @@
-"""Drafting by lookup: a text that repeats itself will go on as it did the last time.
+"""Drafting by n-gram lookup: a text that repeats itself is continued as it was the last time.
 
-Prompt lookup decoding (Saxena 2023) takes what followed the last few tokens earlier in the text;
-as in SuffixDecoding (Oliaro et al., arXiv 2411.04975) the longest match is taken.
+Prompt lookup decoding (Saxena 2023) proposes what followed an earlier occurrence of the last few
+tokens. As in SuffixDecoding (Oliaro et al., arXiv 2411.04975), the longest match is used.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from specbranch.policy.acceptance import Calibration
 from specbranch.policy.latency import cumulative_acceptance
 
-LEAST_REACH = 0.1  # of a token to return: it costs nothing to draft, but something to verify
-LONGEST = 32  # tokens; a longer match says no more
-TRIED = 32  # places looked at, the latest ones
+# Least cumulative acceptance of a proposed token. Drafting it is free, but verifying it is not.
+MIN_CUMULATIVE_ACCEPTANCE = 0.1
+LONGEST = 32  # tokens compared; a longer match is not more reliable
+TRIED = 32  # latest occurrences compared
 
 
 @dataclass(frozen=True)
 class Match:
-    """What followed the last time.
+    """A continuation found earlier in the text.
 
     Attributes:
-        length: how many of the last tokens were the same there.
-        tokens: what came after them, at least one token.
+        length: number of the last tokens that were equal at the earlier occurrence.
+        tokens: ids of the tokens that followed it, at least one.
     """
 
     length: int
@@ -31,9 +32,9 @@ class Match:
 
     @property
     def strengths(self) -> list[float]:
-        """How far each token can be relied on, between 0 and 1; not yet a probability.
+        """Confidence in each token, between 0 and 1; a `Calibration` makes it a probability.
 
-        If the tokens before it are right, a token belongs to a match that is longer by them.
+        The match of a token is longer by all tokens before it, because they are then right.
         """
         lengths = range(self.length, self.length + len(self.tokens))
         return [(n - 1) / (n + 1) for n in lengths]
@@ -41,10 +42,11 @@ class Match:
 
 @dataclass
 class SuffixIndex:
-    """A text that grows, and where in it each n-gram was.
+    """A growing text, with the positions of each of its n-grams.
 
     Attributes:
         shortest: n, fewest tokens of a match.
+        tokens: ids of the text.
     """
 
     shortest: int = 2
@@ -54,33 +56,36 @@ class SuffixIndex:
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens to the text."""
         for token in tokens:
-            place = len(self.tokens)
-            if place >= self.shortest:  # only what something followed can be a match
-                gram = tuple(self.tokens[place - self.shortest :])
-                self._followed.setdefault(gram, []).append(place)
+            position = len(self.tokens)
+            if position >= self.shortest:  # an n-gram without a continuation is no match
+                ngram = tuple(self.tokens[position - self.shortest :])
+                self._followed.setdefault(ngram, []).append(position)
             self.tokens.append(token)
 
     def match(self, more: Sequence[int] = (), most: int = 16) -> Match | None:
-        """How the text went on where it was most like the end of text and `more` together.
+        """The continuation of the longest earlier match of the text's end followed by `more`.
 
-        Among equally long matches the latest counts. One that runs into the end of the text goes
-        on with itself, as loops do.
+        Of equally long matches the latest is used. A continuation that reaches the end of the text
+        is continued with itself, because loops repeat that way.
 
         Args:
-            more: tokens that follow the text, perhaps.
-            most: tokens to return.
+            more: assumed tokens after the text.
+            most: number of tokens to return.
+
+        Returns:
+            The match, or None where no n-gram repeats.
         """
         text = [*self.tokens, *more] if more else self.tokens
         length = len(text)
         if length <= self.shortest:
             return None
         best, longest = 0, 0
-        for place in reversed(self._followed.get(tuple(text[-self.shortest :]), [])[-TRIED:]):
-            n, most_equal = self.shortest, min(LONGEST, place)
-            while n < most_equal and text[place - 1 - n] == text[length - 1 - n]:
+        for position in reversed(self._followed.get(tuple(text[-self.shortest :]), [])[-TRIED:]):
+            n, limit = self.shortest, min(LONGEST, position)
+            while n < limit and text[position - 1 - n] == text[length - 1 - n]:
                 n += 1
             if n > longest:
-                best, longest = place, n
+                best, longest = position, n
         if not longest:
             return None
         found = text[best : best + most]
@@ -90,11 +95,11 @@ class SuffixIndex:
 
 
 class NgramIndex:
-    """What a text repeats, and how far that can be relied on.
+    """A text's n-gram lookup, with an estimate of how often its proposals are right.
 
     Args:
-        prompt: the text's first tokens.
-        calibration: acceptance by `Match.strengths`; learned on, from what is committed.
+        prompt: the first tokens of the text.
+        calibration: acceptance by `Match.strengths`. It is updated by the committed tokens.
     """
 
     def __init__(self, prompt: Sequence[int], calibration: Calibration) -> None:
@@ -104,11 +109,11 @@ class NgramIndex:
 
     @property
     def length(self) -> int:
-        """Tokens of the text so far."""
+        """Number of tokens of the text so far."""
         return len(self._suffixes.tokens)
 
     def learn(self, committed: Sequence[int]) -> None:
-        """Append tokens to the text, and see whether it would have been right about them."""
+        """Append committed tokens, and update the calibration by what was proposed for each."""
         for token in committed:
             if match := self._suffixes.match(most=1):
                 self._calibration.observe(match.strengths[0], match.tokens[0] == token)
@@ -117,13 +122,13 @@ class NgramIndex:
     def continuation(
         self, more: Sequence[int], most: int, least: float, stop_ids: frozenset[int]
     ) -> Match | None:
-        """What followed the last time, as far as it is likely to again.
+        """The proposed continuation, as far as it is likely enough to be accepted.
 
         Args:
-            more: tokens that follow the text, perhaps.
-            most: tokens to return.
-            least: probability of acceptance of the first one, below which there is nothing.
-            stop_ids: tokens after which a text ends.
+            more: assumed tokens after the text.
+            most: most tokens to return.
+            least: probability of acceptance of the first token below which there is no proposal.
+            stop_ids: tokens that end a text. Nothing is proposed after one.
         """
         match = self._suffixes.match(more, most) if most > 0 else None
         if match is None:
@@ -132,11 +137,12 @@ class NgramIndex:
         return Match(match.length, match.tokens[:kept]) if kept else None
 
     def _kept(self, match: Match, least: float, stop_ids: frozenset[int]) -> int:
-        """How many of its tokens are likely enough."""
+        """How many tokens of a match are likely enough to be accepted."""
         acceptance = [self._calibration.estimate(value) for value in match.strengths]
         if acceptance[0] < least:
             return 0
-        kept = sum(reach >= LEAST_REACH for reach in cumulative_acceptance(acceptance))
+        cumulative = cumulative_acceptance(acceptance)
+        kept = sum(value >= MIN_CUMULATIVE_ACCEPTANCE for value in cumulative)
         ends = [i for i, token in enumerate(match.tokens, 1) if token in stop_ids]
         return min([kept, *ends])
 
@@ -146,8 +152,8 @@ class Lookup:
     """A round of decoding by lookup alone.
 
     Attributes:
-        chain: tokens verified.
-        committed: tokens, the target's own included.
+        chain: number of tokens verified.
+        committed: number of tokens committed, with the target's own.
     """
 
     chain: int
@@ -155,14 +161,15 @@ class Lookup:
 
 
 class Replay(NgramIndex):
-    """Decoding by lookup alone: what it would verify next, and what it would have committed.
+    """Decoding by lookup alone: the chain that it verifies next, and what it would have committed.
 
-    That is known whatever decoded the text, because the text is the same: no trial need be made.
+    The second is known whichever method decoded the text, because the text is the same. So no time
+    is spent on trials.
 
     Args:
-        prompt, calibration: of `NgramIndex`.
+        prompt, calibration: as for `NgramIndex`.
         most: tokens of the longest chain.
-        stop_ids: tokens after which a text ends.
+        stop_ids: tokens that end a text.
     """
 
     def __init__(
@@ -175,31 +182,35 @@ class Replay(NgramIndex):
         super().__init__(prompt, calibration)
         self._most, self._stop_ids = most, stop_ids
         self._match: Match | None = None
-        self._chain: list[int] | None = None  # of the round under way
+        self._chain: list[int] | None = None  # of the unfinished round; None before it begins
         self._accepted = 0
 
     def chain(self, most: int) -> list[int]:
-        """What to verify next, at most so many tokens. A round under way is forgotten."""
+        """The chain to verify next. An unfinished round is dropped.
+
+        Args:
+            most: most tokens to return.
+        """
         if self._chain is None or self._accepted:
             self._begin()
         assert self._chain is not None
         return self._chain[:most]
 
     def observe(self, committed: Sequence[int]) -> list[Lookup]:
-        """Append tokens to the text; returns the rounds that end with them."""
+        """Append committed tokens, and return the rounds that end with them."""
         ended = []
         for token in committed:
             if self._chain is None:
                 self._begin()
-            chain, place = self._chain or [], self._accepted
-            expected = self._match.tokens[place : place + 1] if self._match else []
+            chain, position = self._chain or [], self._accepted
+            expected = self._match.tokens[position : position + 1] if self._match else []
             self._suffixes.extend([token])
             if self._match and expected:
-                self._calibration.observe(self._match.strengths[place], token == expected[0])
-            if place < len(chain) and token == chain[place]:
+                self._calibration.observe(self._match.strengths[position], token == expected[0])
+            if position < len(chain) and token == chain[position]:
                 self._accepted += 1
             else:
-                ended.append(Lookup(len(chain), place + 1))
+                ended.append(Lookup(len(chain), position + 1))
                 self._chain = None
         return ended
 

@@ -1,7 +1,7 @@
-"""H-RAD that starts untrained and learns from the text it is used on (``hrad="online"``).
+"""H-RAD that starts untrained and learns from the text that it is used on (``hrad="online"``).
 
-It learns how likely single tokens are accepted. The paper's class s stays 1: chains are cut before
-they show whether all γ tokens would have been accepted.
+It learns the acceptance of single tokens. The signal s stays 1 (`Keep.CONFIDENT`), because chains
+are cut before they show whether all γ tokens would have been accepted.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specbranch.policy.hrad import HRAD
+from specbranch.policy.hrad import HRAD, RecordingSetup
+from specbranch.policy.hrad_loss import DROPOUT, WEIGHT_DECAY, token_loss
 from specbranch.policy.signal import Keep, Signal
-from specbranch.training.hrad.records import RecordingSetup, Records
-from specbranch.training.hrad.train import DROPOUT, WEIGHT_DECAY, token_loss
 
 GAMMA = 8
 LAYERS = 4
-LEAST = 64  # rounds to learn from before it says anything
-REMEMBERED = 4096  # rounds
+LEAST = 64  # rounds seen before the first prediction
+REMEMBERED = 4096  # latest rounds to learn from
 BATCH = 32
 LEARNING_RATE = 3e-4
-FAST = 1e-2  # the same, of what follows from the confidences alone
+FAST = 1e-2  # learning rate of the weights that do not depend on the features
 
 
 class OnlineHRAD:
-    """A predictor and what it has seen.
+    """A predictor, and the rounds that it learns from.
 
     Args:
-        setting: what it is for; that of the draft does not matter.
-        device: where the features are.
+        setting: its sizes and its target. The draft in it has no effect.
+        device: of the features.
     """
 
     def __init__(self, setting: RecordingSetup, device: torch.device) -> None:
@@ -43,7 +42,7 @@ class OnlineHRAD:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew."""
+        """Return to the untrained state."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = HRAD(self._setting, dropout=DROPOUT).to(self._device)
@@ -57,57 +56,54 @@ class OnlineHRAD:
         self._adam = torch.optim.AdamW(groups, LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
         self._model = model
         self._seen: deque[tuple[Tensor, list[float], int]] = deque(maxlen=REMEMBERED)
-        self._standard = LEAST  # rounds after which to measure the features again
+        self._next_standardisation = LEAST  # number of rounds at which mean and std are measured
         self._random = random.Random(0)
 
     @property
     def layers(self) -> int:
-        """K, of how many of the target's last layers z has the hidden states."""
+        """K, number of the target's last layers whose hidden states z contains."""
         return self._setting.layers
 
     def signal(self, z: Tensor) -> Signal | None:
-        """What z, float32 ``[(K + 1) · hidden_size]``, says of the next draft; at first nothing."""
+        """The prediction for the next draft; None until enough rounds were seen.
+
+        Args:
+            z: the target's features, float32 ``[(K + 1) · hidden_size]``.
+        """
         if len(self._seen) < LEAST:
             return None
         return replace(self._model.eval().signal(z), keep=Keep.CONFIDENT)
 
     def observe(self, z: Tensor, confidences: Sequence[float], accepted: int) -> None:
-        """Take in a round.
+        """Add a round.
 
         Args:
-            z: what was known before it.
-            confidences: the draft's, at the place of each token of its chain.
-            accepted: how many of those the target accepted.
+            z: the target's features before it, float32 ``[(K + 1) · hidden_size]``.
+            confidences: of the draft, at each token of the chain. Only the first γ count.
+            accepted: number of those tokens that the target accepted.
         """
         if confidences:
             judged = list(confidences[: self._setting.gamma])
             self._seen.append((z, judged, min(accepted, len(judged))))
 
     def learn(self) -> None:
-        """One gradient step, on rounds drawn from all that were seen."""
-        if len(self._seen) >= self._standard:
+        """One gradient step on a batch of random rounds seen so far."""
+        if len(self._seen) >= self._next_standardisation:
             z = torch.stack([z for z, _, _ in self._seen])
             self._model.mean.copy_(z.mean(0))
             self._model.std.copy_(z.std(0).clamp_min(1e-6))
-            self._standard *= 2
+            self._next_standardisation *= 2
         if len(self._seen) < BATCH:
             return
-        self._model.train()
-        rows = self._rows(self._random.sample(range(len(self._seen)), BATCH))
-        _, offsets = self._model(rows.z)
-        self._adam.zero_grad()
-        token_loss(self._model, offsets, rows).backward()
-        self._adam.step()
-
-    def _rows(self, places: Sequence[int]) -> Records:
-        found = [self._seen[place] for place in places]
-        confidences = torch.zeros(len(found), self._setting.gamma)
-        for row, (_, values, _) in enumerate(found):
+        rows = [self._seen[i] for i in self._random.sample(range(len(self._seen)), BATCH)]
+        confidences = torch.zeros(BATCH, self._setting.gamma)
+        for row, (_, values, _) in enumerate(rows):
             confidences[row, : len(values)] = torch.tensor(values)
-        return Records(
-            torch.stack([z for z, _, _ in found]),
-            confidences.to(self._device),
-            torch.tensor([len(values) for _, values, _ in found], device=self._device),
-            torch.tensor([accepted for _, _, accepted in found], device=self._device),
-            torch.tensor(places, device=self._device),
-        )
+        offered = torch.tensor([len(values) for _, values, _ in rows], device=self._device)
+        accepted = torch.tensor([count for _, _, count in rows], device=self._device)
+        self._model.train()
+        _, offsets = self._model(torch.stack([z for z, _, _ in rows]))
+        self._adam.zero_grad()
+        confidences = confidences.to(self._device)
+        token_loss(self._model, offsets, confidences, offered, accepted).backward()
+        self._adam.step()

@@ -1,4 +1,7 @@
-"""What the predictor says after a verification, in numbers that any executor can use."""
+"""H-RAD's signal: what the predictor says after a verification, as plain numbers.
+
+Plain numbers travel to any executor.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from enum import IntEnum
 
 
 class Keep(IntEnum):
-    """The paper's signal s: what to keep of the next γ draft tokens."""
+    """SpecBranch's signal s: how much of the next γ draft tokens to keep (§5)."""
 
     NOTHING = 0
     CONFIDENT = 1
@@ -18,12 +21,12 @@ class Keep(IntEnum):
 
 @dataclass(frozen=True)
 class Signal:
-    """Of the text after one verification.
+    """The prediction for the text after one verification.
 
     Attributes:
         keep: s.
-        offsets, slopes: γ numbers each; the draft token at place i is accepted, if those before it
-            are, with probability sigmoid(offsets[i] + slopes[i] · logit(its confidence)).
+        offsets, slopes: γ numbers each. The draft token at position i is accepted, if those before
+            it are, with probability sigmoid(offsets[i] + slopes[i] · logit(its confidence)).
     """
 
     keep: Keep
@@ -31,13 +34,13 @@ class Signal:
     slopes: tuple[float, ...] = ()
 
     def acceptance(self, confidences: Sequence[float], place: int = 0) -> list[float]:
-        """Estimated probability of each token's acceptance, given those before it.
+        """Estimated probability of acceptance of each token, given that those before it are.
 
-        Places beyond γ are judged as the last.
+        Positions from γ on are treated like the last one.
 
         Args:
-            confidences: the draft's at the place of each token.
-            place: of the first of them.
+            confidences: of the draft, at the position of each token.
+            place: position of the first token.
         """
         last = len(self.offsets) - 1
         found = []
@@ -48,6 +51,6 @@ class Signal:
 
 
 def logit(probability: float) -> float:
-    """``log(p / (1 − p))``, bounded at ±7, beyond which confidences say nothing more."""
+    """``log(p / (1 − p))`` with p bounded to [0.001, 0.999]."""
     bounded = min(max(probability, 1e-3), 1 - 1e-3)
     return math.log(bounded / (1 - bounded))

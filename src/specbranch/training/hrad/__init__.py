@@ -1,1 +1,1 @@
-"""H-RAD: the hybrid rollback-aware draft structure (paper §5): how much of a draft to keep."""
+"""Offline training of H-RAD, the hybrid rollback-aware draft structure (SpecBranch §5)."""

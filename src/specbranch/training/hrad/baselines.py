@@ -1,7 +1,7 @@
-"""What H-RAD must beat, on the same held-out rows.
+"""Baselines that H-RAD is compared with, on the same held-out rows.
 
-Who sees what matters: the classes of H-RAD and the explicit rival come from the target's features
-alone, before anything is drafted; what goes by confidences waits for the draft.
+The inputs differ. H-RAD's classes and the explicit baseline need the target's features only, which
+are known before anything is drafted. Predictions from confidences need the draft.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from specbranch.policy.acceptance import Calibration
-from specbranch.policy.hrad import HRAD
+from specbranch.policy.hrad import HRAD, RecordingSetup
 from specbranch.policy.signal import Keep
-from specbranch.training.hrad.records import RecordingSetup, Records
+from specbranch.training.hrad.records import Records
 from specbranch.training.hrad.scores import Fit, Scores
 from specbranch.training.hrad.train import Recipe, Split, fit, start_from_confidences
 
@@ -23,7 +23,7 @@ EPSILONS = tuple(i / 100 for i in range(1, 100))
 CLASSES, TOKENS = "H-RAD, classes", "H-RAD, tokens"
 EXPLICIT, IMPLICIT = "explicit", "implicit"
 CALIBRATED, LOGISTIC, CONSTANT = "calibrated", "logistic", "constant"
-# What each goes by: the target's features, the confidences of the tokens in question.
+# Inputs of each prediction: z are the target's features, confidences are the draft's.
 GOES_BY = {
     CLASSES: "z",
     EXPLICIT: "z",
@@ -39,9 +39,9 @@ class Comparison:
     """Held-out figures of H-RAD's heads and their baselines, by name.
 
     Attributes:
-        classes: of predicted signals.
-        tokens: of estimates of a token's acceptance, given those before it.
-        epsilon: ε of the implicit rival.
+        classes: of the predicted signals.
+        tokens: of the estimates of a token's acceptance, given that those before it are accepted.
+        epsilon: ε of the implicit baseline.
     """
 
     classes: dict[str, Scores]
@@ -49,7 +49,7 @@ class Comparison:
     epsilon: float
 
     def figures(self) -> dict[str, Any]:
-        """In short, as JSON types."""
+        """The main figures, as JSON types."""
         return {
             "macro_f1": {name: round(found.macro_f1, 4) for name, found in self.classes.items()},
             "brier": {name: round(found.brier, 4) for name, found in self.tokens.items()},
@@ -58,10 +58,12 @@ class Comparison:
 
 
 def compare(model: HRAD, split: Split, recipe: Recipe) -> Comparison:
-    """Hold a trained H-RAD against its baselines, which learn from the same rows.
+    """Compare a trained H-RAD with its baselines, which are fitted to the same training rows.
 
     Args:
-        recipe: that the model was trained by.
+        model: the trained H-RAD.
+        split: the records that it was trained on, and those to report on.
+        recipe: hyperparameters that the model was trained with.
     """
     training, rows = split.training, split.held_out
     tested, labels = rows.tested, rows.labels
@@ -93,19 +95,19 @@ def compare(model: HRAD, split: Split, recipe: Recipe) -> Comparison:
 
 
 def implicit(records: Records, epsilon: float) -> Tensor:
-    """Classes by the confidence rule (`branching.kept_length`), int64 ``[n]``."""
+    """Classes by the confidence rule (`draft_length.kept_length`), int64 ``[n]``."""
     kept = (records.confidences >= epsilon).cumprod(1).sum(1)
     return _classes(kept, records.offered)
 
 
 def best_epsilon(records: Records) -> float:
-    """ε by which the confidence rule does best, in macro-F1; in use nobody would know it."""
+    """The ε with the best macro-F1 of the confidence rule: an upper bound, unknown in use."""
     labels = records.labels
     return max(EPSILONS, key=lambda e: Scores.of(labels, implicit(records, e)).macro_f1)
 
 
 def explicit(model: HRAD, split: Split, recipe: Recipe) -> Tensor:
-    """Classes by the same network, trained to tell the accepted length; int64 ``[n]``.
+    """Classes by the same network trained to predict the accepted length, int64 ``[n]``.
 
     It has γ + 1 classes instead of three.
     """
@@ -114,15 +116,15 @@ def explicit(model: HRAD, split: Split, recipe: Recipe) -> Tensor:
     def lengths(records: Records) -> Tensor:
         return torch.where(records.labels == Keep.ALL, gamma, records.accepted)
 
-    rival = fit(model.setting, split, recipe, "explicit rival", gamma + 1, lengths)
-    found = rival(split.held_out.z.float())[0].argmax(-1)
+    baseline = fit(model.setting, split, recipe, "explicit baseline", gamma + 1, lengths)
+    found = baseline(split.held_out.z.float())[0].argmax(-1)
     return _classes(found, torch.full_like(found, gamma))
 
 
 def calibrate(training: Records, rows: Records) -> Tensor:
     """Acceptance of each token of `rows` by its confidence alone, float32 ``[n, γ]``.
 
-    As `Calibration` estimates it after all that the training rows had to say, in their order.
+    It is the estimate of a `Calibration` that has observed the training rows in their order.
     """
     calibration = Calibration()
     tested = training.tested
@@ -136,7 +138,7 @@ def calibrate(training: Records, rows: Records) -> Tensor:
 
 
 def by_confidences(setting: RecordingSetup, training: Records, rows: Records) -> Tensor:
-    """Acceptance of each token of `rows` by H-RAD's second head without features, ``[n, γ]``."""
+    """Acceptance of each token by H-RAD's second head without features, float32 ``[n, γ]``."""
     bare = HRAD(setting)
     start_from_confidences(bare, training)
     bare.requires_grad_(False)
@@ -144,7 +146,7 @@ def by_confidences(setting: RecordingSetup, training: Records, rows: Records) ->
 
 
 def likeliest(acceptance: Tensor, records: Records) -> Tensor:
-    """The likeliest class, int64 ``[n]``, by the acceptance of each token, ``[n, γ]``."""
+    """The likeliest class, int64 ``[n]``, from the acceptance of each token, float32 ``[n, γ]``."""
     offered = torch.arange(acceptance.shape[1]) < records.offered[:, None]
     whole = torch.where(offered, acceptance, 1.0).prod(1)
     nothing = 1 - acceptance[:, 0]

@@ -1,4 +1,4 @@
-"""A picture of the feature space: which classes lie where, before and after the trunk."""
+"""A plot of the feature space by class, before and after the hidden layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from specbranch.errors import InputError
+from specbranch.bench.plot_file import check_file
 from specbranch.policy.hrad import HRAD
 from specbranch.policy.signal import Keep
 from specbranch.training.hrad.records import Records
@@ -16,10 +16,9 @@ from specbranch.training.hrad.records import Records
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SUFFIXES = (".svg", ".png")
-MOST = 1500  # points; more hide each other
-LOT = 50
-# Colour (told apart by colour-blind eyes, too), marker and meaning of each class.
+MAX_POINTS = 1500  # more would hide each other
+LOT = 50  # points drawn at a time
+# Colour (safe for colour-blind readers), marker and meaning of each class.
 LOOKS = {
     Keep.NOTHING: ("#d55e00", "v", "0: none of the next γ accepted"),
     Keep.CONFIDENT: ("#9a9a9a", "o", "1: some"),
@@ -27,30 +26,14 @@ LOOKS = {
 }
 
 
-def check_file(file: Path) -> None:
-    """Refuse, before any work, a picture that could not be drawn.
-
-    Raises:
-        InputError: an unknown kind of file, or no plotting library.
-    """
-    if file.suffix not in SUFFIXES:
-        raise InputError(f"a plot is .svg or .png, not '{file.name}'")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "drawing a plot needs matplotlib: pip install 'specbranch[plots]'"
-        ) from None
-
-
 def principal(x: Tensor) -> tuple[Tensor, list[float]]:
-    """The two directions in which rows differ most.
+    """The first two principal components.
 
     Args:
         x: float32 ``[n, d]``.
 
     Returns:
-        The rows' places in them, ``[n, 2]``, and the share of the variance that each has.
+        The rows' coordinates, float32 ``[n, 2]``, and each component's share of the variance.
     """
     left, sizes, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
     shares = sizes.square() / sizes.square().sum()
@@ -59,14 +42,15 @@ def principal(x: Tensor) -> tuple[Tensor, list[float]]:
 
 @torch.inference_mode()
 def draw(model: HRAD, records: Records, file: Path) -> None:
-    """Two panels, z and the trunk's features of it, each projected to its principal plane.
+    """Draw two panels: z and the hidden layers' features, each by its principal components.
 
     Args:
-        records: that the model was not trained on.
+        model: the predictor.
+        records: held-out ones.
         file: .svg or .png.
 
     Raises:
-        InputError: as `check_file`.
+        InputError: as for `check_file`.
     """
     check_file(file)
     import matplotlib.pyplot as plt
@@ -75,19 +59,19 @@ def draw(model: HRAD, records: Records, file: Path) -> None:
     z = records.z.float()
     panels = {
         f"z: {z.shape[1]} features of the target": (z - model.mean) / model.std,
-        "what the trunk makes of it: 64 features": model.features(z),
+        "hidden layers: 64 features": model.features(z),
     }
     figure, axes = plt.subplots(1, 2, figsize=(10, 5), layout="constrained")
     for axis, (title, x) in zip(axes, panels.items(), strict=True):
         _draw_panel(axis, title, x, records.labels)
-    # In full colour: the points are half transparent.
+    # The legend shows full colours, because the points are half transparent.
     marks = [
         Line2D([], [], color=colour, marker=marker, linestyle="", label=meaning)
         for colour, marker, meaning in LOOKS.values()
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     pair = f"{model.setting.target} + {model.setting.draft}"
-    count = f"{min(MOST, len(z))} of {len(z)} held-out rounds"
+    count = f"{min(MAX_POINTS, len(z))} of {len(z)} held-out rounds"
     figure.suptitle(f"{pair}, {count}, by what became of the round's draft", fontsize=11)
     figure.savefig(file, dpi=160)
     plt.close(figure)
@@ -95,8 +79,8 @@ def draw(model: HRAD, records: Records, file: Path) -> None:
 
 def _draw_panel(axis: Axes, title: str, x: Tensor, labels: Tensor) -> None:
     places, shares = principal(x)
-    shown = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:MOST]
-    # In small lots, so that no class lies on top of all others.
+    shown = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:MAX_POINTS]
+    # The classes alternate in small lots, so that none covers the others.
     for lot in shown.split(LOT):
         for keep, (colour, marker, _) in LOOKS.items():
             ours = places[lot[labels[lot] == keep]]

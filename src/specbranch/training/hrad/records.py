@@ -1,4 +1,4 @@
-"""What H-RAD learns from: records of verifications, kept in a folder, one file a prompt."""
+"""H-RAD's training data: records of verified drafts, in a folder with one file for each prompt."""
 
 from __future__ import annotations
 
@@ -16,64 +16,16 @@ from torch import Tensor
 
 from specbranch import __version__
 from specbranch.errors import InputError
-from specbranch.models.info import ModelInfo
+from specbranch.policy import hrad_loss
+from specbranch.policy.hrad import RecordingSetup as RecordingSetup
 from specbranch.policy.signal import Keep
 from specbranch.sampling_params import SamplingParams
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class RecordingSetup:
-    """What records, and a predictor trained on them, are made for.
-
-    Attributes:
-        target, draft: names of the models, as the user gave them.
-        gamma: γ, most draft tokens of a round.
-        layers: K, of how many of the target's last layers z has the hidden states.
-        hidden_size, dtype: the target's.
-    """
-
-    target: str
-    target_fingerprint: str
-    draft: str
-    draft_fingerprint: str
-    gamma: int
-    layers: int
-    hidden_size: int
-    dtype: str
-
-    @classmethod
-    def of(cls, target: ModelInfo, draft: ModelInfo, gamma: int, layers: int) -> RecordingSetup:
-        """The setting of a pair.
-
-        Raises:
-            InputError: the target has fewer layers.
-        """
-        if layers > target.layers:
-            raise InputError(
-                f"layers must be {target.layers} or fewer, not {layers}: "
-                f"{target.name} has no more than that"
-            )
-        return cls(
-            target.name,
-            target.fingerprint,
-            draft.name,
-            draft.fingerprint,
-            gamma,
-            layers,
-            target.hidden_size,
-            target.dtype,
-        )
-
-    @property
-    def features(self) -> int:
-        """Length of z."""
-        return (self.layers + 1) * self.hidden_size
-
-
 def manifest(setting: RecordingSetup, params: SamplingParams) -> dict[str, Any]:
-    """What is written beside records, as JSON types."""
+    """The manifest of a folder of records, as JSON types."""
     left_out = {"extra_processors"}
     sampling = {f.name: getattr(params, f.name) for f in fields(params) if f.name not in left_out}
     made = {"format": FORMAT, "specbranch": __version__, **asdict(setting), "sampling": sampling}
@@ -82,13 +34,14 @@ def manifest(setting: RecordingSetup, params: SamplingParams) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Record:
-    """One round of a text: what was known before it, what was drafted, and what came of that.
+    """One round of a text: the features before it, the draft, and how much of it was accepted.
 
     Attributes:
-        z: features after the verification before the round, float32 ``[(K + 1) · hidden_size]``.
-        confidences: the draft's, at the place of each token it drafted: γ, or fewer where it
-            ended the text.
-        accepted: how many of those the target accepted.
+        z: the target's features after the previous verification, float32
+            ``[(K + 1) · hidden_size]``.
+        confidences: of the draft at each token that it drafted: γ, or fewer where the draft ended
+            the text.
+        accepted: number of those tokens that the target accepted.
     """
 
     z: Tensor
@@ -103,8 +56,9 @@ class Records:
     Attributes:
         z: ``[n, (K + 1) · hidden_size]``, in the target's dtype.
         confidences: float32 ``[n, γ]``, 0 where nothing was drafted.
-        offered, accepted: draft tokens of each, int64 ``[n]``.
-        prompts: number of the prompt of each, int64 ``[n]``.
+        offered, accepted: number of draft tokens, and of accepted ones, of each record, int64
+            ``[n]``.
+        prompts: index of the prompt of each record, int64 ``[n]``.
     """
 
     z: Tensor
@@ -118,10 +72,10 @@ class Records:
 
     @property
     def labels(self) -> Tensor:
-        """The right signal s (`Keep`) of each, int64 ``[n]`` (paper §5).
+        """The right signal s (`Keep`) of each record, int64 ``[n]`` (SpecBranch §5).
 
-        All tokens of a chain that ended the text are all that there is to keep, fewer than γ
-        or not.
+        A chain that ended the text may have fewer than γ tokens. If all of them were accepted, the
+        label is `ALL`, too.
         """
         labels = torch.full_like(self.accepted, Keep.CONFIDENT)
         labels[self.accepted == self.offered] = Keep.ALL
@@ -131,31 +85,31 @@ class Records:
     @property
     def survived(self) -> Tensor:
         """Whether each token was accepted, bool ``[n, γ]``."""
-        return self._places < self.accepted[:, None]
+        return hrad_loss.survived(self.accepted, self.confidences.shape[1])
 
     @property
     def tested(self) -> Tensor:
-        """Whether each token came to be judged, bool ``[n, γ]``: those before it were accepted."""
-        return (self._places <= self.accepted[:, None]) & (self._places < self.offered[:, None])
-
-    @property
-    def _places(self) -> Tensor:
-        return torch.arange(self.confidences.shape[1], device=self.confidences.device)
+        """Whether each token was tested, bool ``[n, γ]``: all those before it were accepted."""
+        return hrad_loss.tested(self.accepted, self.offered, self.confidences.shape[1])
 
     def select(self, rows: Tensor) -> Records:
-        """Some of them, by index or by bool."""
+        """The records of the given rows, int64 or bool ``[n]``."""
         return Records(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 class Collection:
-    """A folder of records: `manifest.json`, and a file for each prompt that is done.
+    """A folder of records: `manifest.json`, and a file for each finished prompt.
 
     Args:
-        folder: made if need be.
-        made_by: the `manifest` of what is to be added; None only to read.
+        folder: created if it does not exist.
+        made_by: the `manifest` of the records to be added; None opens the folder to read.
+
+    Attributes:
+        folder: as given.
+        setting: the setup of its records.
 
     Raises:
-        InputError: the folder holds something else, or records of another setting or sampling.
+        InputError: the folder holds something else, or records of another setup or sampling.
     """
 
     def __init__(self, folder: Path, made_by: dict[str, Any] | None = None) -> None:
@@ -186,23 +140,24 @@ class Collection:
         partial.rename(self.folder / "manifest.json")
 
     def _compare(self, there: dict[str, Any], asked: dict[str, Any]) -> None:
-        # The same weights may go by several names, and the version is there to be read by people.
+        # The same weights may have several names, and the version is only information.
         names = [n for n in asked if n not in ("target", "draft", "specbranch")]
         differing = [n for n in names if there.get(n) != asked[n]]
         if differing:
-            told = ", ".join(f"{n} {there.get(n)} there and {asked[n]} here" for n in differing)
-            raise InputError(f"{self.folder} holds other records ({told}): give another folder")
+            details = ", ".join(f"{n} {there.get(n)} there and {asked[n]} here" for n in differing)
+            raise InputError(f"{self.folder} holds other records ({details}): give another folder")
 
     def has(self, prompt: Sequence[int]) -> bool:
-        """Whether the records of a prompt are there."""
+        """Whether the folder has the records of a prompt."""
         return self._file(prompt).exists()
 
     def add(self, prompt: Sequence[int], source: str, records: Sequence[Record]) -> None:
-        """Write the records of a prompt, whole or not at all.
+        """Write the records of a prompt atomically.
 
         Args:
-            prompt: token ids; equal prompts are one.
-            source: where it is from, for people.
+            prompt: token ids; equal prompts share one file.
+            source: where the prompt is from, as information.
+            records: of the prompt's text.
         """
         gamma, dtype = self.setting.gamma, getattr(torch, self.setting.dtype)
         confidences = torch.zeros(len(records), gamma)
@@ -221,7 +176,7 @@ class Collection:
         file.with_suffix(".partial").rename(file)
 
     def load(self) -> tuple[Records, list[str]]:
-        """All records, prompt by prompt, and the source of every prompt.
+        """All records, prompt by prompt, and the source of each prompt.
 
         Raises:
             InputError: there are none, or a file is damaged.

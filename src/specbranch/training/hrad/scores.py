@@ -1,4 +1,4 @@
-"""How good predictions of classes and of acceptance are."""
+"""Quality of predicted classes and of estimated probabilities."""
 
 from __future__ import annotations
 
@@ -9,39 +9,40 @@ from torch import Tensor
 
 from specbranch.policy.signal import Keep
 
-LEAST = 1e-3  # probabilities nearer to 0 or 1 are judged as this: one surprise is not everything
+LEAST = 1e-3  # bound of a probability, so that one wrong certain estimate does not dominate
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of predicted classes. Accuracy is left out: the classes are unbalanced.
+    """Scores of predicted classes. Accuracy is left out, because the classes are unbalanced.
 
     Attributes:
-        confusion: rows of each true class (row) predicted as each (column), int64 ``[3, 3]``.
+        confusion: number of records of each true class (row) predicted as each class (column),
+            int64 ``[3, 3]``.
     """
 
     confusion: Tensor
 
     @classmethod
     def of(cls, labels: Tensor, predicted: Tensor) -> Scores:
-        """Scores of int64 ``[n]`` against int64 ``[n]``."""
+        """Scores of predicted classes, int64 ``[n]``, against the true ones, int64 ``[n]``."""
         count = len(Keep)
         cells = torch.bincount(labels * count + predicted, minlength=count * count)
         return cls(cells.view(count, count))
 
     @property
     def precision(self) -> list[float]:
-        """Of each class: how much of what was predicted so is so; 0 where nothing was."""
+        """Precision of each class; 0 where the class was never predicted."""
         return self._of_diagonal(self.confusion.sum(0))
 
     @property
     def recall(self) -> list[float]:
-        """Of each class: how much of what is so was predicted so."""
+        """Recall of each class."""
         return self._of_diagonal(self.confusion.sum(1))
 
     @property
     def f1(self) -> list[float]:
-        """Of each class: the harmonic mean of precision and recall."""
+        """F1 of each class: the harmonic mean of precision and recall."""
         return self._of_diagonal((self.confusion.sum(0) + self.confusion.sum(1)) / 2)
 
     @property
@@ -56,7 +57,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well probabilities fit what came of it; less is better.
+    """How well estimated probabilities fit the events; lower is better.
 
     Attributes:
         brier: mean squared difference.
@@ -68,7 +69,7 @@ class Fit:
 
     @classmethod
     def of(cls, estimates: Tensor, happened: Tensor) -> Fit:
-        """Of float32 ``[n]`` against bool ``[n]``."""
+        """The fit of estimates, float32 ``[n]``, to events, bool ``[n]``."""
         bounded = estimates.clamp(LEAST, 1 - LEAST)
         squares = (bounded - happened.float()).square()
         logs = torch.where(happened, bounded, 1 - bounded).log()

@@ -1,4 +1,4 @@
-"""Training of the predictor on records, stopped early by prompts set aside for that."""
+"""Offline training of H-RAD on records, with early stopping on validation prompts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from specbranch.errors import InputError
-from specbranch.policy.hrad import HRAD
+from specbranch.policy.hrad import HRAD, RecordingSetup
+from specbranch.policy.hrad_loss import DROPOUT, WEIGHT_DECAY, token_loss
 from specbranch.policy.signal import Keep
-from specbranch.training.hrad.records import RecordingSetup, Records
+from specbranch.training.hrad.records import Records
 
-# A few thousand rows of thousands of numbers: what matters is not to learn them by heart.
-DROPOUT = 0.8
-WEIGHT_DECAY = 0.1
 LEARNING_RATE = 3e-4
 PATIENCE = 4  # epochs without a better validation loss
-BALANCE = 0.75  # a class counts by its frequency to the power of minus this; 0.5 to 1 are alike
+BALANCE = 0.75  # a class has the weight frequency ** -BALANCE; 0.5 to 1 give similar results
 VALIDATION = 0.15  # of the prompts that are not held out
 
 
 @dataclass(frozen=True)
 class Split:
-    """Records of different prompts: to learn from, to stop by, and to report on."""
+    """Records of disjoint sets of prompts.
+
+    Attributes:
+        training: to fit the weights to.
+        validation: to stop by.
+        held_out: to report on.
+    """
 
     training: Records
     validation: Records
@@ -37,11 +41,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train.
+    """Hyperparameters of the training.
 
     Attributes:
-        epochs: most of them.
-        seed: of weights, order of rows, and dropout.
+        epochs: most epochs.
+        batch_size: rows of a batch.
+        seed: of initial weights, order of rows, and dropout.
     """
 
     epochs: int = 20
@@ -50,13 +55,15 @@ class Recipe:
 
 
 def split(records: Records, held_out: float, seed: int) -> Split:
-    """Split by prompt: the rows of one text are too much alike to judge by what was learned.
+    """Split by prompt, because the rows of one text are too similar to test on each other.
 
     Args:
+        records: to split.
         held_out: share of the prompts to report on.
+        seed: of the random order of prompts.
 
     Raises:
-        InputError: too few prompts for all three parts, or no row of some class to learn from.
+        InputError: there are too few prompts for three parts, or no training row of some class.
     """
     prompts = records.prompts.unique().tolist()
     random.Random(seed).shuffle(prompts)
@@ -80,15 +87,20 @@ def fit(
     classes: int = len(Keep),
     label: Callable[[Records], Tensor] = lambda records: records.labels,
 ) -> HRAD:
-    """Train both heads together; shows a bar.
+    """Train both heads together, with a progress bar.
 
     The loss is the cross-entropy of the classes, weighted against their imbalance, plus the binary
-    cross-entropy of the tokens that were judged. The weights of the epoch with the least validation
-    loss are kept, rounded as a file holds them, so that what is reported is what is loaded.
+    cross-entropy of the tokens that were tested. The weights of the epoch with the least validation
+    loss are kept. They are rounded to the precision of a file, so that the reported figures are
+    those of the loaded predictor.
 
     Args:
-        classes: to tell apart by the first head.
-        label: class of each record, int64 ``[n]``.
+        setting: the pair and the sizes of the records.
+        split: the records.
+        recipe: hyperparameters.
+        title: of the progress bar.
+        classes: number of classes of the first head.
+        label: gives the class of each record, int64 ``[n]``.
 
     Returns:
         A model in evaluation mode.
@@ -128,9 +140,9 @@ def fit(
 
 
 def start_from_confidences(model: HRAD, training: Records) -> None:
-    """Set the second head to what the confidences alone say: a logistic regression a place.
+    """Fit the second head to the confidences alone: one logistic regression for each position.
 
-    From there on the features have only to say what the confidences do not.
+    The features then only have to add what the confidences do not tell.
     """
     nn.init.zeros_(model.offsets.weight)
     tested = training.tested
@@ -149,12 +161,14 @@ def start_from_confidences(model: HRAD, training: Records) -> None:
 
 
 def loss(model: HRAD, records: Records, labels: Tensor, weights: Tensor) -> Tensor:
-    """The scalar that is minimised."""
+    """The training loss, a scalar.
+
+    Args:
+        model: the predictor.
+        records: n of them.
+        labels: class of each record, int64 ``[n]``.
+        weights: of the classes, float32.
+    """
     scores, offsets = model(records.z.float())
-    return F.cross_entropy(scores, labels, weights) + token_loss(model, offsets, records)
-
-
-def token_loss(model: HRAD, offsets: Tensor, records: Records) -> Tensor:
-    """The binary cross-entropy of the tokens that were judged; offsets are ``[n, γ]``."""
-    tokens = model.token_scores(offsets, records.confidences)[records.tested]
-    return F.binary_cross_entropy_with_logits(tokens, records.survived[records.tested].float())
+    tokens = token_loss(model, offsets, records.confidences, records.offered, records.accepted)
+    return F.cross_entropy(scores, labels, weights) + tokens

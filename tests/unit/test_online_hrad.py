@@ -1,12 +1,12 @@
-"""H-RAD that learns while it is used."""
+"""H-RAD that learns while it is used, on features and outcomes made by hand and on a pair."""
 
 import torch
 
 from specbranch.llm import LLM
+from specbranch.policy.hrad import RecordingSetup
 from specbranch.policy.online_hrad import LEAST, OnlineHRAD
 from specbranch.policy.signal import Keep
 from specbranch.sampling_params import SamplingParams
-from specbranch.training.hrad.records import RecordingSetup
 
 
 def online() -> OnlineHRAD:
@@ -15,7 +15,7 @@ def online() -> OnlineHRAD:
 
 
 def show(learner: OnlineHRAD, rounds: int) -> None:
-    """Rounds in which the features' sign says whether all is accepted, or nothing."""
+    """Observe rounds in which the sign of a feature decides between all accepted and none."""
     generator = torch.Generator().manual_seed(1)
     for i in range(rounds):
         z = torch.randn(16, generator=generator)
@@ -24,7 +24,7 @@ def show(learner: OnlineHRAD, rounds: int) -> None:
         learner.learn()
 
 
-def test_online_says_nothing_before_it_has_seen_enough():
+def test_there_is_no_signal_before_enough_rounds():
     learner = online()
     show(learner, LEAST - 1)
     assert learner.signal(torch.zeros(16)) is None
@@ -34,7 +34,7 @@ def test_online_says_nothing_before_it_has_seen_enough():
     assert learner.signal(torch.zeros(16)) is None
 
 
-def test_online_learns_from_the_outcomes():
+def test_acceptance_is_learned_from_outcomes():
     learner = online()
     show(learner, 600)
     good, bad = torch.zeros(16), torch.zeros(16)
@@ -45,7 +45,7 @@ def test_online_learns_from_the_outcomes():
     assert likely > 0.6 > 0.4 > unlikely
 
 
-def test_online_takes_chains_longer_than_its_gamma_and_none_at_all():
+def test_chains_longer_than_gamma_and_empty_ones_are_observed():
     learner = online()
     learner.observe(torch.zeros(16), [0.5] * 9, 7)
     learner.observe(torch.zeros(16), [], 0)
@@ -55,18 +55,18 @@ def test_online_takes_chains_longer_than_its_gamma_and_none_at_all():
     assert learner.signal(torch.zeros(16)).acceptance([0.9])[0] > 0.5
 
 
-def test_online_changes_no_token_and_sees_every_chain(monkeypatch):
+def test_the_text_is_that_of_plain_decoding_and_every_chain_is_observed(monkeypatch):
     seen = []
     observe = OnlineHRAD.observe
     monkeypatch.setattr(
         OnlineHRAD, "observe", lambda self, *row: (seen.append(row), observe(self, *row))
     )
     params = SamplingParams(max_tokens=200)
-    with LLM(hrad="online", executors="inline", speculate="always", retrieval=False) as llm:
+    with LLM(hrad="online", executor="inline", speculate="always", retrieval=False) as llm:
         [ours] = llm.generate("def f(x):", params)
         [plain] = llm.plain().generate("def f(x):", params)
     assert ours.outputs[0].token_ids == plain.outputs[0].token_ids
-    # All rounds but the first, which no verification comes before.
+    # The first round has no verification before it, and so no features.
     expected = [(done.chain, done.accepted) for done in ours.rounds[1:]]
     assert [(len(confidences), accepted) for _, confidences, accepted in seen] == expected
     assert len(seen) > LEAST / 2
