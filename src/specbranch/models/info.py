@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class CacheSize:
 
     Attributes:
         token: of one token, in all layers.
-        branches: of what the branches do not share with the trunk, tokens of branches that ended
+        branches: of what the branches do not share with the prefix, tokens of branches that ended
             included.
         allocated: set aside for everything.
     """
@@ -62,3 +66,36 @@ class CacheSize:
     token: int
     branches: int
     allocated: int
+
+
+def describe(model: PreTrainedModel, name: str) -> ModelInfo:
+    """What a model tells of itself.
+
+    Args:
+        model: a causal LM.
+        name: as given by the user.
+    """
+    config, generation = model.config.get_text_config(), model.generation_config
+    eos = generation.eos_token_id if generation is not None else None
+    return ModelInfo(
+        name,
+        config.model_type,
+        model.num_parameters(),
+        config.num_hidden_layers,
+        config.hidden_size,
+        str(model.dtype).removeprefix("torch."),
+        str(model.device),
+        config.vocab_size,
+        config.max_position_embeddings,
+        frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
+        fingerprint=_fingerprint(model, config.vocab_size),
+    )
+
+
+@torch.inference_mode()
+def _fingerprint(model: PreTrainedModel, vocabulary: int) -> str:
+    """A hash of some embeddings, in bfloat16, so that it does not depend on the dtype here."""
+    table = model.get_input_embeddings()
+    tokens = torch.arange(min(64, vocabulary), device=table.weight.device)
+    sample = table(tokens).to(torch.bfloat16)
+    return sha256(sample.view(torch.int16).cpu().numpy().tobytes()).hexdigest()[:16]

@@ -21,8 +21,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from specbranch.errors import InputError, SpecBranchError, UnsupportedModelError
+from specbranch.errors import InputError, SpecBranchError
 from specbranch.hardware import gains_by_bfloat16
+from specbranch.models.architecture import check_cache
 from specbranch.models.cpu.int8 import obstacle as int8_obstacle
 from specbranch.models.padding import PaddingOption
 from specbranch.zoo import BUNDLED
@@ -130,35 +131,6 @@ def check_quantization(spec: ModelSpec, device: torch.device) -> None:
         raise InputError(f"{spec.name} cannot be quantized to int8: {reason}")
     if spec.dtype not in ("auto", "float32"):
         raise InputError(f"int8 layers take and give float32: use dtype auto, not {spec.dtype}")
-
-
-def check_cache(config: PreTrainedConfig, name: str) -> None:
-    """Refuse models whose cache cannot rewind to any earlier token.
-
-    Raises:
-        UnsupportedModelError: sliding windows, local or chunked attention, recurrent states,
-            encoders.
-    """
-    text = config.get_text_config()
-    reason = None
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    window = getattr(text, "sliding_window", None)
-    windowed = window is not None and getattr(text, "use_sliding_window", True)
-    if config.is_encoder_decoder:
-        reason = "it is an encoder-decoder"
-    elif kinds:
-        reason = f"it has {', '.join(sorted(kinds))} layers"
-    elif windowed and not getattr(text, "layer_types", None):
-        reason = f"it attends in a sliding window of {window} tokens"
-    elif "local" in (getattr(text, "attention_layers", None) or []):
-        reason = "it has local attention layers"
-    elif getattr(text, "max_position_embeddings", None) is None:
-        reason = "its configuration names no context length (a recurrent model?)"
-    if reason:
-        raise UnsupportedModelError(
-            f"{name} ({config.model_type}) cannot be used: {reason}, and its cache cannot "
-            "rewind; SpecBranch needs full attention in every layer"
-        )
 
 
 @contextmanager

@@ -1,64 +1,172 @@
-"""A short trial of forking and rewinding on the very model: wrong output is refused, not given."""
+"""Validation of a model before it decodes: wrong output is refused, never given.
+
+A model's configuration is checked first, then its very forwards: over a cache that forks and
+rewinds they must give what a fresh forward gives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from specbranch.errors import UnsupportedModelError
 from specbranch.executors.cpu_affinity import CpuAffinity
+from specbranch.models.architecture import borders, check_cache
 from specbranch.models.loader import one_line
 from specbranch.models.padding import FIXED_QUERY_LENGTH, MAX_QUERY_LENGTH, NATURAL, Padding
 from specbranch.models.runner import CausalRunner
 
 TRIED_TEXT = 256  # tokens
 TRIED_ROWS = 8  # one row alone may be the same by chance
+LONGEST_BORDER = 1024  # tokens; a trial beyond it would make loading slow
+BESIDE_BORDER = 4  # tokens on either side of a border
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+_SEQUENCE = -1  # no sequence of a user's has this id
+
+
+def validate(runner: CausalRunner, name: str, padding: Padding = NATURAL) -> None:
+    """Refuse a model that cannot be decoded losslessly: by its configuration, then by trial.
+
+    Every way in calls this before the first text: names, folders, and models in memory.
+
+    Args:
+        runner: of the model; its sequences are left as they are.
+        name: of the model, for the message.
+        padding: of the forwards that will be run.
+
+    Raises:
+        UnsupportedModelError: as `check_cache` and `validate_cache`.
+    """
+    check_cache(runner.model.config, name)
+    validate_cache(runner, name, padding)
 
 
 @torch.inference_mode()
 def validate_cache(runner: CausalRunner, name: str, padding: Padding = NATURAL) -> None:
-    """Run, fork, step, keep and rewind a few tokens; compare with a fresh forward over them.
+    """Run short texts over the cache as decoding does, and compare with fresh forwards.
+
+    One text is run, forked, stepped, kept and rewound. One more for each border that the
+    configuration names (a window's size, the length that rotary frequencies were made for) is run
+    across it. At a fixed padding a last one is cut in several ways, which must give the same bits.
 
     Raises:
-        UnsupportedModelError: the model fails or its logits differ by more than its dtype's
-            tolerance (relative to the largest logit).
+        UnsupportedModelError: the model fails, its logits differ by more than its dtype's
+            tolerance (relative to the largest logit), or they depend on the cut.
     """
-    tokens = [3, 1, 4, 1, 5, 9, 2]
-    sequence = -1
-    runner.open(sequence, 16, padding)
+    dtype = runner.model.dtype
     try:
-        runner.run(sequence, tokens[:4])
-        runner.rewind(sequence, 3)
-        # Apart, so that counting on from the first token's position is wrong for the second.
-        ours, other = runner.fork(sequence, [3, 1])
-        runner.step(sequence, {other: 7, ours: tokens[3]})
-        runner.step(sequence, {ours: tokens[4], other: 8})
-        runner.keep(sequence, ours)
-        found = runner.run(sequence, tokens[5:]).logits
-        ids = torch.tensor([tokens], device=runner.device)
-        expected = runner.model(ids, use_cache=False).logits[0, 5:].float()
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        tried = [_forked(runner, padding)]
+        tried += [_across(runner, padding, at) for at in _tried_borders(runner)]
+        difference = max(_difference(found, expected) for found, expected in tried)
+        # A range of lengths comes from `invariant_from`, which tried it.
+        fixed = padding.aligned and padding.least == padding.most
+        exact = not fixed or _same_however_cut(runner, padding)
+    # A model may fail in any way where it is given what it was not made for.
+    except Exception as error:
         raise UnsupportedModelError(
             f"{name} cannot be run over a cache that forks: {type(error).__name__}: "
             f"{one_line(error)}"
         ) from error
-    finally:
-        runner.close(sequence)
-    if not expected.isfinite().all():
+    if not all(expected.isfinite().all() for _, expected in tried):
         raise UnsupportedModelError(
-            f"{name} gives logits that are not finite in {runner.model.dtype}: "
+            f"{name} gives logits that are not finite in {dtype}: "
             "its weights are broken, or need another dtype"
         )
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
     # A comparison that is false for NaN as well.
-    if not difference <= TOLERANCE.get(runner.model.dtype, 1e-3):
+    if not difference <= TOLERANCE.get(dtype, 1e-3):
         raise UnsupportedModelError(
             f"{name} gives other logits over a cache that forks (relative difference "
             f"{difference:.1e}): its attention does not follow masks and positions alone"
         )
+    if not exact:
+        raise UnsupportedModelError(
+            f"{name} is not bit-exact with {padding.most} tokens a forward in {dtype} on "
+            f"{runner.device}: its logits depend on how a text is cut into forwards; use "
+            "dtype=float32, or padding=None, which is exact up to rounding"
+        )
+
+
+def _forked(runner: CausalRunner, padding: Padding) -> tuple[Tensor, Tensor]:
+    """Logits of a text that was forked and rewound, and those of a fresh forward."""
+    tokens = [token % runner.vocabulary for token in (3, 1, 4, 1, 5, 9, 2, 7, 8)]
+    tokens, aside = tokens[:7], tokens[7:]
+    runner.open(_SEQUENCE, 16, padding)
+    try:
+        runner.run(_SEQUENCE, tokens[:4])
+        runner.rewind(_SEQUENCE, 3)
+        # Apart, so that counting on from the first token's position is wrong for the second.
+        ours, other = runner.fork(_SEQUENCE, [3, 1])
+        runner.step(_SEQUENCE, {other: aside[0], ours: tokens[3]})
+        runner.step(_SEQUENCE, {ours: tokens[4], other: aside[1]})
+        runner.keep(_SEQUENCE, ours)
+        found = runner.run(_SEQUENCE, tokens[5:]).logits
+    finally:
+        runner.close(_SEQUENCE)
+    return found, _fresh(runner, tokens, 2)
+
+
+def _tried_borders(runner: CausalRunner) -> list[int]:
+    longest = min(LONGEST_BORDER, runner.positions - BESIDE_BORDER)
+    return [at for at in borders(runner.model.config) if at <= longest]
+
+
+def _across(runner: CausalRunner, padding: Padding, border: int) -> tuple[Tensor, Tensor]:
+    """As `_forked`, of the last tokens up to a border and of the first ones beyond it."""
+    start, end = max(1, border - BESIDE_BORDER), border + BESIDE_BORDER
+    tokens = _text(runner, end)
+    runner.open(_SEQUENCE, end, padding)
+    try:
+        runner.prefill(_SEQUENCE, tokens[:start])
+        parts = (tokens[start:border], tokens[border:])
+        found = [runner.run(_SEQUENCE, part).logits for part in parts]
+    finally:
+        runner.close(_SEQUENCE)
+    # Two forwards: frequencies that follow the length are others on each side.
+    expected = [
+        _fresh(runner, tokens[:border], border - start),
+        _fresh(runner, tokens, end - border),
+    ]
+    return torch.cat(found), torch.cat(expected)
+
+
+def _text(runner: CausalRunner, count: int) -> list[int]:
+    """Token ids of a text that repeats itself little."""
+    return [(7 * i * i + 3 * i + 1) % runner.vocabulary for i in range(count)]
+
+
+def _fresh(runner: CausalRunner, tokens: Sequence[int], rows: int) -> Tensor:
+    """Logits ``[rows, vocabulary]`` of the last tokens, by a forward that knows no cache."""
+    ids = torch.tensor([tokens], device=runner.device)
+    logits: Tensor = runner.model(ids, use_cache=False).logits[0, -rows:].float()
+    return logits
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """The largest one, relative to the largest logit."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def _same_however_cut(runner: CausalRunner, padding: Padding) -> bool:
+    """Whether a text's logits are bit-identical in one forward and in several of its padding."""
+    count = padding.most or FIXED_QUERY_LENGTH
+    cuts = ([count], [1, count - 1], [count // 2, count - count // 2], [1] * min(count, 4))
+    tokens = _text(runner, min(2 * MAX_QUERY_LENGTH + count, runner.positions))
+    start = len(tokens) - count
+    runner.open(_SEQUENCE, len(tokens), padding)
+    try:
+        runner.prefill(_SEQUENCE, tokens[:start])
+        results = []
+        for cut in cuts:
+            runner.rewind(_SEQUENCE, start)
+            ends = [start + sum(cut[: i + 1]) for i in range(len(cut))]
+            chunks = [tokens[end - size : end] for size, end in zip(cut, ends, strict=True) if size]
+            results.append(torch.cat([runner.run(_SEQUENCE, chunk).logits for chunk in chunks]))
+    finally:
+        runner.close(_SEQUENCE)
+    return all(torch.equal(found, results[0][: len(found)]) for found in results)
 
 
 def invariant_from(runner: CausalRunner) -> int | None:
@@ -105,7 +213,7 @@ def _in_chunks(
 ) -> Iterator[Tensor]:
     """Logits of the same tokens of a text in chunks of each size: of `rows` of them, or a chunk."""
     count = min(TRIED_TEXT, runner.positions)
-    tokens = [(7 * i * i + 3 * i + 1) % runner.vocabulary for i in range(count)]
+    tokens = _text(runner, count)
     sequence, start = -1, max(0, count - MAX_QUERY_LENGTH)
     runner.open(sequence, len(tokens), padding)
     try:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specbranch.errors import UnsupportedModelError
-from specbranch.models.loader import check_cache
+from specbranch.models.architecture import check_cache
 from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.runner import CausalRunner
 from specbranch.models.validation import validate_cache

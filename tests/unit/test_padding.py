@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from specbranch.executors.cpu_affinity import CpuAffinity
 from specbranch.models.padding import MAX_QUERY_LENGTH, NATURAL, Padding
-from specbranch.models.runner import CausalRunner, LookaheadRow
+from specbranch.models.runner import CausalRunner
+from specbranch.models.sequence_state import LookaheadRow
 from specbranch.models.validation import invariant_from, same_with
 from tests.forwards import (
     CAPACITY,

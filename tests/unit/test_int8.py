@@ -100,7 +100,7 @@ def test_texts_are_those_of_the_quantized_target(tmp_path):
         with LLM(
             target,
             draft,
-            executors="inline",
+            executor="inline",
             quantization="int8",
             draft_quantization=kind,
             speculate="always",

@@ -11,7 +11,8 @@ from specbranch.models.cpu.compiled import CompiledForward, cache_folder, librar
 from specbranch.models.cpu.custom_ops import CompiledLayers
 from specbranch.models.cpu.int8 import obstacle as int8_obstacle
 from specbranch.models.padding import Padding
-from specbranch.models.runner import CausalRunner, LookaheadRow
+from specbranch.models.runner import CausalRunner
+from specbranch.models.sequence_state import LookaheadRow
 from specbranch.models.validation import invariant_from, validate_cache
 from tests.forwards import computing_threads
 from tests.tiny import tiny_model

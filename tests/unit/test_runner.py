@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from specbranch.models.kv_cache import StaticKVLayer
 from specbranch.models.padding import NATURAL, Padding
-from specbranch.models.runner import CausalRunner, LookaheadRow
+from specbranch.models.runner import CausalRunner
+from specbranch.models.sequence_state import LookaheadRow
 from tests.forwards import (
     ALIGNED,
     CAPACITY,
@@ -239,7 +240,7 @@ def forked() -> tuple[CausalRunner, int]:
 @pytest.mark.parametrize("length", [-1, 7])
 def test_rewind_out_of_range(forked: tuple[CausalRunner, int], length: int) -> None:
     runner, branch = forked
-    with pytest.raises(ValueError, match=f"cannot rewind to {length}: the trunk has 6 tokens"):
+    with pytest.raises(ValueError, match=f"cannot rewind to {length}: the prefix has 6 tokens"):
         runner.rewind(0, length)
     runner.step(0, {branch: 3})
     assert runner.length(0) == 6

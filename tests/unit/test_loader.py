@@ -17,9 +17,9 @@ from transformers import AutoConfig, GPTJConfig, GPTJForCausalLM, PreTrainedConf
 from specbranch import zoo
 from specbranch.errors import InputError, UnsupportedModelError
 from specbranch.models import loader
+from specbranch.models.architecture import check_cache
 from specbranch.models.loader import (
     ModelSpec,
-    check_cache,
     check_vocabularies,
     load_model,
     load_tokenizer,

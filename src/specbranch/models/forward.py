@@ -1,0 +1,123 @@
+"""A causal language model's forward over a static cache, compiled where that pays."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specbranch.models.cpu.compiled import (
+    MOST_ROWS,
+    CompiledForward,
+    compile_forward,
+    library_name,
+    obstacle,
+)
+from specbranch.models.cpu.prepacking import pack
+from specbranch.models.info import ModelInfo, describe
+from specbranch.models.kv_cache import StaticKVCache
+from specbranch.models.sequence_state import Output
+
+logger = logging.getLogger("specbranch")
+
+
+class ModelForward:
+    """Runs tokens of one sequence over its cache.
+
+    Args:
+        model: a causal LM in evaluation mode, with `sdpa` or `eager` attention.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.device: torch.device = model.device
+        config = model.config.get_text_config()
+        self.layers: int = config.num_hidden_layers
+        self.positions: int = config.max_position_embeddings
+        self.vocabulary: int = config.vocab_size
+        self.parameters: int = model.num_parameters()
+        self.invariant_from: int | None = None
+        self.any_threads = True
+        self._additive = config._attn_implementation == "eager"
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._compiled: CompiledForward | None = None
+        self._quantization: str | None = None
+
+    def pack(self, int8: bool = False) -> None:
+        """Change the model for faster forwards, if it is on a CPU (see `packing`)."""
+        pack(self.model, int8=int8)
+        self._quantization = "int8" if int8 else None
+
+    def compile(self, name: str, verifies: bool, int8: bool = False) -> None:
+        """Pack the model, and compile its short forwards, where that can be done.
+
+        Args:
+            name: of the model, for people.
+            verifies: the model is a target: its hidden states will be asked for, and its logits
+                are to be the same however many tokens are run with them.
+            int8: quantize its linear layers.
+        """
+        self._quantization = "int8" if int8 else None
+        reason = obstacle(self.model)
+        if reason is not None:
+            logger.info("%s runs uncompiled: %s", name, reason)
+            pack(self.model, verifies, int8)
+            return
+        library = library_name(self.model, int8)
+        pack(self.model, verifies, int8)
+        self._compiled = compile_forward(self.model, name, library, verifies)
+
+    def describe(self, name: str) -> ModelInfo:
+        """What the model, called `name` by the user, is."""
+        return replace(
+            describe(self.model, name),
+            invariant_from=self.invariant_from,
+            any_threads=self.any_threads,
+            compiled=self._compiled is not None,
+            quantization=self._quantization,
+        )
+
+    @torch.inference_mode()
+    def embeddings(self, tokens: Sequence[int]) -> Tensor:
+        """Input embeddings of n tokens, ``[n, hidden_size]``, in the model's dtype."""
+        table = self.model.get_input_embeddings()
+        found: Tensor = table(torch.tensor(tokens, device=table.weight.device))
+        return found.to(self.device)
+
+    @torch.inference_mode()
+    def _forward(
+        self,
+        kv_cache: StaticKVCache,
+        tokens: list[int],
+        slots: list[int],
+        positions: list[int],
+        mask: Tensor,
+        layers: int = 0,
+        keep: int = 0,
+    ) -> Output:
+        """One forward; `mask` is bool ``[tokens, extent]``, True where a token sees a slot."""
+        if self._compiled is not None and len(tokens) <= MOST_ROWS:
+            logits, states = self._compiled(kv_cache, tokens, slots, positions, mask)
+            return Output(logits, torch.stack(states[-layers:]) if layers else None)
+        kv_cache.slots = torch.tensor(slots, device=self.device)
+        kv_cache.extent = mask.shape[1]
+        if self._additive:
+            low = torch.finfo(self.model.dtype).min
+            mask = torch.where(mask, 0.0, low).to(self.model.dtype)
+        options = {"logits_to_keep": keep} if self._keeps_logits else {}
+        out = self.model(
+            input_ids=torch.tensor([tokens], device=self.device),
+            attention_mask=mask[None, None].to(self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            past_key_values=kv_cache,
+            use_cache=True,
+            output_hidden_states=layers > 0,
+            **options,
+        )
+        hidden = torch.stack([h[0] for h in out.hidden_states[-layers:]]) if layers else None
+        return Output(out.logits[0].float(), hidden)
