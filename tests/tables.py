@@ -14,18 +14,24 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from specbranch.executors.base import Span
+from specbranch.config import SpeculativeConfig
+from specbranch.engine.driver import Driver
+from specbranch.engine.executor_pair import ExecutorPair
 from specbranch.executors.inline import InlineExecutor
-from specbranch.methods import DRAFTLESS, METHODS, Executors, SpeculativeConfig
+from specbranch.methods.base import MethodContext
+from specbranch.methods.registry import METHODS
 from specbranch.metrics import Metrics, Round
-from specbranch.models.runner import LookaheadRow, Output
+from specbranch.models.info import CacheSize, ModelInfo
+from specbranch.models.sequence_state import LookaheadRow, Output
 from specbranch.policy.signal import Keep, Signal
 from specbranch.policy.tuning import Tuning
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import Sequence as Text
-from specbranch.workers.drafter import DraftWorker
-from specbranch.workers.messages import Opening
-from specbranch.workers.verifier import TargetWorker
+from specbranch.timing import Span
+from specbranch.token_sequence import TokenSequence
+from specbranch.workers.drafter import Drafter
+from specbranch.workers.messages import OpenText
+from specbranch.workers.requests import CloseRequest, OpenRequest
+from specbranch.workers.verifier import Verifier
 
 Table = Callable[[tuple[int, ...]], Tensor]
 
@@ -49,7 +55,7 @@ def imitation(table: Table, seed: int, vocabulary: int, noise: float) -> Table:
 
 @dataclass
 class State:
-    trunk: list[int] = field(default_factory=list)
+    prefix: list[int] = field(default_factory=list)
     branches: dict[int, list[int]] = field(default_factory=dict)
     next_branch: int = 0
 
@@ -72,10 +78,10 @@ class TableRunner:
         del self._states[sequence]
 
     def length(self, sequence: int) -> int:
-        return len(self._states[sequence].trunk)
+        return len(self._states[sequence].prefix)
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
-        self._states[sequence].trunk += tokens
+        self._states[sequence].prefix += tokens
 
     def run(
         self,
@@ -90,10 +96,10 @@ class TableRunner:
         state = self._states[sequence]
         state.branches.clear()
         rows = []
-        seen = (*state.trunk, tokens[0])
+        seen = (*state.prefix, tokens[0])
         for token in tokens:
-            state.trunk.append(token)
-            rows.append(self._table(tuple(state.trunk)))
+            state.prefix.append(token)
+            rows.append(self._table(tuple(state.prefix)))
         beside = []
         for lookahead in lookahead_rows:
             path = [lookahead_rows[i].token for i in lookahead.sees] + [lookahead.token]
@@ -101,15 +107,20 @@ class TableRunner:
             beside.append(self._table((*seen, *path)))
         return Output(torch.stack(rows), lookahead_rows=torch.stack(beside) if beside else None)
 
+    def run_many(self, batch: Sequence[tuple[int, Sequence[int]]]) -> list[Tensor]:
+        rows = [self.run(sequence, tokens).logits for sequence, tokens in batch]
+        self.forwards -= len(batch) - 1  # one forward over all
+        return rows
+
     def rewind(self, sequence: int, length: int) -> None:
         state = self._states[sequence]
-        assert 0 <= length <= len(state.trunk)
-        del state.trunk[length:]
+        assert 0 <= length <= len(state.prefix)
+        del state.prefix[length:]
         state.branches.clear()
 
     def fork(self, sequence: int, positions: Sequence[int], branch: int | None = None) -> list[int]:
         state = self._states[sequence]
-        path = state.trunk if branch is None else state.branches[branch]
+        path = state.prefix if branch is None else state.branches[branch]
         forked = []
         for position in positions:
             assert 0 <= position <= len(path)
@@ -127,15 +138,31 @@ class TableRunner:
 
     def keep(self, sequence: int, branch: int) -> None:
         state = self._states[sequence]
-        state.trunk = state.branches[branch]
+        state.prefix = state.branches[branch]
         state.branches = {}
 
+    def step_many(self, batch: Sequence[tuple[int, Mapping[int, int]]]) -> list[Tensor]:
+        rows = [self.step(sequence, tokens) for sequence, tokens in batch]
+        self.forwards -= len(batch) - 1
+        return rows
 
-class ImpatientDraft(DraftWorker):
-    """A draft whose branch stages are told to stop after some steps, as a fast target does."""
+    def embeddings(self, tokens: Sequence[int]) -> Tensor:
+        raise NotImplementedError("tables have no hidden states")
+
+    def cache_size(self, sequence: int) -> CacheSize:
+        return CacheSize(0, 0, 0)
+
+    def describe(self, name: str) -> ModelInfo:
+        return ModelInfo(
+            name, "table", 0, 1, 1, "float32", "cpu", self.vocabulary, self.positions, frozenset()
+        )
+
+
+class ImpatientDrafter(Drafter):
+    """A drafter whose branch stages are told to stop after some steps, as a fast target does."""
 
     def __init__(self, runner: TableRunner, seed: int) -> None:
-        super().__init__(runner)  # type: ignore[arg-type]
+        super().__init__(runner)
         self._random = random.Random(seed)
 
     @property
@@ -147,14 +174,17 @@ class ImpatientDraft(DraftWorker):
         """The executor's own is of no interest."""
 
 
-class MoodyTarget(TargetWorker):
-    """A target whose predictor says one thing or another."""
+class MoodyVerifier(Verifier):
+    """A verifier whose predictor says one thing or another."""
 
     def __init__(self, runner: TableRunner, seed: int) -> None:
-        super().__init__(runner)  # type: ignore[arg-type]
+        super().__init__(runner)
         self._random = random.Random(seed)
 
-    def judge(self, sequence: int) -> Signal:
+    def judge(self, ids: Sequence[int]) -> list[Signal | None]:
+        return [self._signal() for _ in ids]
+
+    def _signal(self) -> Signal:
         offsets = tuple(self._random.uniform(-3, 3) for _ in range(4))
         return Signal(self._random.choice([*Keep]), offsets, (1.0,) * 4)
 
@@ -189,15 +219,14 @@ class WhimsicalTuning(Tuning):
 
     @property
     def overlaps(self) -> bool:
-        self._overlaps = self._random.random() < 0.7
-        return self._overlaps
+        return self._random.random() < 0.7
 
 
 @dataclass
 class Decoded:
     """A finished generation over tables."""
 
-    text: Text
+    text: TokenSequence
     rounds: list[Round]
     metrics: Metrics
     drafted: int
@@ -209,49 +238,46 @@ def decode(
     draft: Table,
     vocabulary: int,
     params: SamplingParams,
-    options: SpeculativeConfig | None = None,
+    config: SpeculativeConfig | None = None,
     prompt: Sequence[int] = (0,),
     stop_ids: frozenset[int] = frozenset(),
     ends_text: Callable[[list[int]], bool] = lambda tokens: False,
     draft_vocabulary: int | None = None,
     whims: int | None = None,
 ) -> Decoded:
-    """Run one decoding method over inline executors; the draft executor gives its own count of
-    tokens.
+    """Run one decoding method over inline executors; the drafter gives its own count of tokens.
 
-    Methods of the target alone get no other executor: what they draft is what the target is given
-    besides the last committed token. The others always draft, also where plain decoding would be
-    faster.
+    Methods of the target alone get no drafter: what they draft is what the target is given besides
+    the last committed token. The others always draft, also where plain decoding would be faster.
 
     Args:
         whims: a seed of when branch stages are stopped, what the predictor says, and when drafting
             waits for the target or pauses; None is never, nothing, and never.
     """
-    options = replace(options or SpeculativeConfig(), speculate="always")
+    spec = METHODS[method]
+    config = replace(config or SpeculativeConfig(), speculate="always")
     readable = draft_vocabulary or vocabulary
     ours, theirs = TableRunner(target, vocabulary), TableRunner(draft, readable)
-    if whims is None:
-        verifier, drafter = TargetWorker(ours), DraftWorker(theirs)  # type: ignore[arg-type]
-    else:
-        verifier, drafter = MoodyTarget(ours, whims), ImpatientDraft(theirs, whims)
-    executors = Executors(InlineExecutor(lambda: verifier, "target"))
-    if method not in DRAFTLESS:
-        executors.draft = InlineExecutor(lambda: drafter, "draft")
-    if whims is not None:
-        executors.tunings[options, True] = WhimsicalTuning(options, whims)
-    text = Text(1, list(prompt), params.max_tokens, stop_ids, ends_text)
+    verifier = Verifier(ours) if whims is None else MoodyVerifier(ours, whims)
+    drafter = Drafter(theirs) if whims is None else ImpatientDrafter(theirs, whims)
+    executors = ExecutorPair(InlineExecutor(lambda: verifier, "target"))
+    if spec.needs_draft:
+        executors.drafter = InlineExecutor(lambda: drafter, "draft")
+    tuning = Tuning(config) if whims is None else WhimsicalTuning(config, whims)
+    assert params.max_tokens is not None
+    text = TokenSequence(1, list(prompt), params.max_tokens, stop_ids, ends_text)
     most = len(prompt) + params.max_tokens
-    opening = Opening(list(prompt), params, most, vocabulary, stop_ids)
-    for executor in executors.all():
-        executor.submit("open", text.id, opening).result()
-    rounds = list(METHODS[method](text, executors, options))
+    opening = OpenRequest([OpenText(1, list(prompt), params, most, vocabulary, stop_ids)])
+    executors.verifier.submit(opening).result()
+    if executors.drafter is not None:
+        executors.drafter.submit(opening).result()
+    rounds = [*Driver(executors).rounds(spec.make(MethodContext(text, config, tuning)))]
     metrics = Metrics()
     for done in rounds:
         metrics.add(done)
-    if executors.draft is None:
+    if executors.drafter is None:
         return Decoded(text, rounds, metrics, ours.tokens_run - ours.forwards)
-    drafted = executors.draft.submit("close", text.id).result()
-    tuning = executors.tunings.get((options, True))
+    [drafted] = executors.drafter.submit(CloseRequest([1])).result()
     if isinstance(tuning, WhimsicalTuning):
         drafted += tuning.looked_up
     return Decoded(text, rounds, metrics, drafted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from specbranch.openmp import limit_spinning
+from specbranch.openmp import limited_spinning
 
 if TYPE_CHECKING:
     from specbranch.integrations.transformers import generate
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "CompletionOutput", "Piece", "RequestOutput", "SamplingParams", "generate"]
 __version__ = "0.1.0"
-
-limit_spinning()
 
 _HOMES = {
     "LLM": "specbranch.llm",
@@ -29,4 +27,6 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for: `specbranch --help` need not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module 'specbranch' has no attribute '{name}'")
-    return getattr(import_module(_HOMES.get(name, "specbranch.outputs")), name)
+    with limited_spinning():  # the import may load torch
+        module = import_module(_HOMES.get(name, "specbranch.outputs"))
+    return getattr(module, name)

@@ -1,11 +1,11 @@
-"""What is counted, with one definition everywhere (DESIGN §6)."""
+"""What is counted, with one definition everywhere."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from specbranch.executors.base import Span
+from specbranch.timing import Span
 
 
 @dataclass

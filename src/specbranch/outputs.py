@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from specbranch.engine.detokenizer import Detokenizer
 from specbranch.metrics import Metrics, Round
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import FinishReason, Origin, Sequence
+from specbranch.token_sequence import FinishReason, Origin
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,19 @@ class CompletionOutput:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True)
+class Speculation:
+    """Whether a text was drafted ahead.
+
+    Attributes:
+        drafted: whether any token was.
+        reason: why it was not, or why that ended before the text did; None if it did not.
+    """
+
+    drafted: bool
+    reason: str | None = None
+
+
 @dataclass
 class RequestOutput:
     """What `LLM.generate` returns for a prompt, in vLLM's shape, and how it was made."""
@@ -49,31 +60,4 @@ class RequestOutput:
     params: SamplingParams
     metrics: Metrics
     rounds: list[Round]
-
-
-@dataclass
-class Request:
-    """A generation under way: what the decoder writes to and the reader reads from."""
-
-    sequence: Sequence
-    stream: Detokenizer
-    params: SamplingParams
-    metrics: Metrics = field(default_factory=Metrics)
-    rounds: list[Round] = field(default_factory=list)
-
-    def pieces(self, rounds: Iterator[Round]) -> Iterator[Piece]:
-        """The text of its rounds, as soon as it is final."""
-        for _ in rounds:
-            for index, text in self.stream.release():
-                yield Piece(text, self.sequence.tokens[index], self.sequence.origins[index])
-
-    def output(self, prompt: str = "") -> RequestOutput:
-        """What it has come to."""
-        sequence = self.sequence
-        reason = sequence.finish_reason or FinishReason.ABORT
-        completion = CompletionOutput(
-            self.stream.text, list(sequence.tokens), list(sequence.origins), reason
-        )
-        return RequestOutput(
-            prompt, sequence.prompt, [completion], self.params, self.metrics, self.rounds
-        )
+    speculation: Speculation

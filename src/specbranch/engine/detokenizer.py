@@ -19,7 +19,10 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stop: Sequence[str] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        prompt: Sequence[int],
+        stop: Sequence[str] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._ids = list(prompt[-5:])
@@ -33,12 +36,15 @@ class Detokenizer:
         self.ended = False
 
     def _decode(self, start: int, end: int | None = None) -> str:
+        assert self._tokenizer is not None
         return self._tokenizer.decode(
             self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def push(self, token: int) -> bool:
         """Add a token; True if the text now contains a stop string, which it is cut before."""
+        if self._tokenizer is None:
+            return False
         self._ids.append(token)
         known, whole = self._decode(self._context, self._read), self._decode(self._context)
         new = ""

@@ -1,235 +1,285 @@
-"""A request's way through the executors: from the prompt to its rounds, whatever the draft does."""
+"""The engine: texts come in, advance in steps, and go out, whatever the draft does meanwhile."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import secrets
-from collections.abc import Iterator
-from collections.abc import Sequence as ListLike
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
+from specbranch.config import SchedulerConfig, SpeculativeConfig
 from specbranch.engine.detokenizer import Detokenizer
+from specbranch.engine.driver import DrafterFailedError, Driver
+from specbranch.engine.executor_pair import ExecutorPair
+from specbranch.engine.inputs import Prompt, encode
+from specbranch.engine.models import EngineModels
+from specbranch.engine.request import EngineRequest, StepOutput
+from specbranch.engine.scheduler import Scheduler
+from specbranch.engine.supervisor import Supervisor
 from specbranch.errors import ExecutorError, InputError
 from specbranch.executors.base import Executor
-from specbranch.executors.cpu_affinity import AffinityPlan
-from specbranch.methods import DRAFTLESS, METHODS, Decoder, Executors, SpeculativeConfig
-from specbranch.methods.autoregressive import autoregressive
-from specbranch.methods.specbranch import specbranch
+from specbranch.methods.base import MethodContext
+from specbranch.methods.registry import PLAIN, MethodSpec
 from specbranch.metrics import Round
-from specbranch.models.info import ModelInfo
-from specbranch.models.padding import Padding, PaddingOption
-from specbranch.outputs import Request
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import Sequence
-from specbranch.workers.messages import Opening
+from specbranch.token_sequence import TokenSequence
+from specbranch.workers.drafter import Drafter
+from specbranch.workers.messages import OpenText
+from specbranch.workers.requests import CloseRequest, OpenRequest, RewindRequest
 
 logger = logging.getLogger("specbranch")
 
-Prompt = str | ListLike[int]
 
-
-@dataclass(frozen=True)
 class Engine:
-    """Makes requests of prompts, and runs them on a pair's executors.
+    """Decodes many texts in steps. All methods may be called from any thread.
 
-    Attributes:
-        executors: of the pair; the draft's is None from the moment it fails.
-        target, draft: what the models are; None is plain decoding only.
-        tokenizer: of the pair; without one prompts are token ids.
-        max_model_len: most tokens of a text, prompt included.
-        affinity: the executors' shares of the cores.
-        padding: of the target's forwards.
-        ids: of the sequences, for all engines that share the executors.
+    Args:
+        executors: of the pair. Engines may share them.
+        models: what runs on them.
+        scheduler: which texts run.
+        restart_drafter: starts a lost drafter again; None where that cannot be done.
     """
 
-    executors: Executors
-    target: ModelInfo
-    draft: ModelInfo | None
-    tokenizer: Any
-    max_model_len: int
-    affinity: AffinityPlan
-    padding: Padding
-    ids: Iterator[int] = field(default_factory=itertools.count)
+    def __init__(
+        self,
+        executors: ExecutorPair,
+        models: EngineModels,
+        scheduler: SchedulerConfig | None = None,
+        restart_drafter: Callable[[], Executor[Drafter]] | None = None,
+    ) -> None:
+        self.executors = executors
+        self.models = models
+        self.supervisor = Supervisor(executors, restart_drafter)
+        self._scheduler = Scheduler(scheduler or SchedulerConfig())
+        self._driver = Driver(executors)
 
-    @classmethod
-    def over(
-        cls,
-        executors: Executors,
-        tokenizer: Any,
-        affinity: AffinityPlan,
-        padding: PaddingOption,
-        max_model_len: int | None,
-    ) -> Engine:
-        """An engine for executors that have just started, made for what their models are.
-
-        Args:
-            max_model_len: None is the models' own limit.
-
-        Raises:
-            InputError: a `max_model_len` beyond it.
-        """
-        asked = [executor.submit("describe") for executor in executors.all()]
-        facts: list[ModelInfo] = [call.result() for call in asked]
-        longest = min(fact.positions for fact in facts)
-        if max_model_len is not None and not 2 <= max_model_len <= longest:
-            raise InputError(f"max_model_len must be between 2 and {longest}, not {max_model_len}")
-        target, draft = facts[0], facts[1] if len(facts) > 1 else None
-        picked = Padding.pick(padding, target.invariant_from)
-        if not target.any_threads:
-            logger.warning(
-                "%s rounds differently with other numbers of threads: to stay bit-exact it keeps "
-                "%s where the draft is idle, too",
-                target.name,
-                affinity.target,
-            )
-            affinity = replace(affinity, alone=affinity.target)
-        return cls(executors, target, draft, tokenizer, max_model_len or longest, affinity, picked)
-
-    def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
-        """A prompt as text, empty where it is given as token ids, and as token ids.
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        method: MethodSpec = PLAIN,
+        config: SpeculativeConfig | None = None,
+    ) -> EngineRequest:
+        """Have a prompt wait for its turn.
 
         Raises:
-            InputError: it is empty, or leaves no room in the context.
+            InputError: the prompt is empty, no prompt, or leaves no room in the context; or stop
+                strings without a tokenizer.
         """
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InputError("the prompt is empty: give some text to continue")
-            if self.tokenizer is None:
-                raise InputError("this LLM has no tokenizer: give the prompt as token ids")
-            text, ids = prompt, self.tokenizer(prompt)["input_ids"]
-        else:
-            text, ids = "", list(prompt)
-        vocabulary = self.target.vocabulary
-        if not ids:
-            raise InputError("the prompt has no tokens: give some text to continue")
-        if not all(0 <= token < vocabulary for token in ids):
-            raise InputError(f"prompt token ids must be between 0 and {vocabulary - 1}")
-        if len(ids) >= self.max_model_len:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens and the context holds {self.max_model_len}: "
-                f"shorten it to {self.max_model_len - 1} tokens or fewer"
-            )
-        return text, ids
+        request = self.make_request(prompt, params, method=method, config=config)
+        self.submit(request)
+        return request
 
-    def request(self, ids: list[int], params: SamplingParams | None) -> Request:
-        """A request to continue `ids`, which `encode` has let through.
+    def make_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        method: MethodSpec = PLAIN,
+        config: SpeculativeConfig | None = None,
+    ) -> EngineRequest:
+        """The request of `add_request`, for `submit`.
 
         Raises:
-            InputError: stop strings without a tokenizer.
+            InputError: as `add_request`.
         """
-        params = params or SamplingParams()
+        models, params = self.models, params or SamplingParams()
+        encoded = encode(prompt, models.tokenizer, models.target.vocabulary, models.max_model_len)
         if params.seed is None and not params.greedy:
             params = replace(params, seed=secrets.randbits(63))
-        if params.stop and self.tokenizer is None:
+        if params.stop and models.tokenizer is None:
             raise InputError("stop strings need a tokenizer: use stop_token_ids")
-        stream = Detokenizer(self.tokenizer, ids, params.stop)
-        stop_ids = set(params.stop_token_ids)
+        detokenizer = Detokenizer(models.tokenizer, encoded.token_ids, params.stop or ())
+        room = models.max_model_len - len(encoded.token_ids)
+        stop_ids = set(params.stop_token_ids or ())
         if not params.ignore_eos:
-            stop_ids |= self.target.eos_ids
-        sequence = Sequence(
-            next(self.ids),
-            ids,
-            min(params.max_tokens, self.max_model_len - len(ids)),
+            stop_ids |= models.target.eos_ids
+        sequence = TokenSequence(
+            next(self.executors.ids),
+            encoded.token_ids,
+            room if params.max_tokens is None else min(params.max_tokens, room),
             frozenset(stop_ids),
-            ends_text=lambda tokens: self.tokenizer is not None and stream.push(tokens[-1]),
+            ends_text=lambda tokens: detokenizer.push(tokens[-1]),
         )
-        return Request(sequence, stream, params)
+        return EngineRequest(
+            encoded.text,
+            sequence,
+            detokenizer,
+            params,
+            method,
+            config or SpeculativeConfig(),
+            models.padding,
+        )
 
-    def run(
-        self, request: Request, decoder: Decoder, overlap: bool, options: SpeculativeConfig
-    ) -> Iterator[Round]:
-        """The decoder's rounds, timed and counted.
+    def submit(self, request: EngineRequest) -> None:
+        """Have a request wait for its turn."""
+        with self.executors.lock:
+            self._scheduler.add(request)
+
+    def abort(self, request: EngineRequest) -> None:
+        """End a text where it is, and free its caches. Without effect on a finished one."""
+        with self.executors.lock:
+            self._release(request)
+            request.abort()
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        return self._scheduler.has_unfinished
+
+    def step(self, wanted: Collection[EngineRequest] | None = None) -> list[StepOutput]:
+        """Advance one text by one round; an empty list says that none is left.
 
         Args:
-            overlap: whether the decoder has both executors work at the same time.
-        """
-        now = self.executors.target.now
-        started = before = now()
-        for done in self._decode(request, decoder, overlap, options):
-            ended = now()
-            if not request.rounds:  # reading the prompt is no part of the first round
-                before = min(span.start for span in done.spans)
-            done.seconds, before = ended - before, ended
-            request.rounds.append(done)
-            request.metrics.add(done)
-            request.metrics.seconds = ended - started
-            if request.sequence.finished:
-                request.stream.finish()
-            yield done
-            before += now() - ended  # the reader's time is not the round's
-            started += now() - ended
+            wanted: advance one of these; by default the running texts take turns.
 
-    def _decode(
-        self, request: Request, decoder: Decoder, overlap: bool, options: SpeculativeConfig
-    ) -> Iterator[Round]:
-        """The decoder's rounds; closes the sequence on its executors, however it ends.
-
-        Where the draft executor fails, plain decoding goes on from the last committed token.
+        Raises:
+            ExecutorError: the verifier failed. The text it failed on is aborted.
         """
-        sequence = request.sequence
-        draftless = decoder in [METHODS[method] for method in DRAFTLESS]
-        drafting = not draftless and self.executors.draft is not None
-        overlap = drafting and overlap
-        executors = Executors(
-            self.executors.target,
-            affinity=self.affinity,
-            tunings=self.executors.tunings,
-            greedy=request.params.greedy,
-        )
-        if drafting and self.executors.draft is not None:
-            executors.draft = self.executors.draft
-            executors.draft.set_affinity(self.affinity.share("draft", overlap))
-        # The prompt is most work for the target, and next to none for the draft.
-        executors.share_target(overlap=False)
-        # What it learned of greedy texts says less than the noise that both models choose by.
-        judged = not request.params.coupled or options.epsilon != "auto"
-        opening = Opening(
+        with self.executors.lock:
+            request = self._scheduler.schedule(wanted)
+            if request is None:
+                return []
+            now = self.executors.verifier.now
+            started = now()
+            try:
+                if request.method is None:
+                    self._open(request)
+                done = self._advance(request)
+            except BaseException as error:
+                self._release(request)
+                request.abort()
+                request.error = error
+                if wanted is None or request in wanted:
+                    raise
+                return self.step(wanted)  # it is for whoever waits for that text
+            request.absorb(done)
+            request.metrics.seconds += now() - started
+            if request.finished:
+                self._release(request)
+            return [StepOutput(request, done)]
+
+    @contextmanager
+    def opened(self, request: EngineRequest) -> Iterator[None]:
+        """Have a request open on the workers, for measurements that send requests of their own."""
+        with self.executors.lock:
+            self._scheduler.running.append(request)
+            try:
+                self._open(request)
+                yield
+            finally:
+                self._release(request)
+
+    def _open(self, request: EngineRequest) -> None:
+        """Read the prompt into the workers' caches, and make the method's state machine."""
+        executors, spec = self.executors, request.spec
+        if spec.needs_draft:
+            self.supervisor.before_text()
+            request.reason = self._why_no_draft(request)
+            request.drafting = request.reason is None
+        sequence, config = request.sequence, request.config
+        # What H-RAD learned of greedy texts says less than the noise that both models choose by.
+        judged = not request.params.coupled or config.epsilon != "auto"
+        text = OpenText(
+            sequence.id,
             sequence.prompt,
             request.params,
             len(sequence.prompt) + sequence.max_tokens,
-            self.target.vocabulary,
+            self.models.target.vocabulary,
             sequence.stop_ids,
-            options.branch_tokens,
-            self.padding,
-            signals=judged and decoder is specbranch and drafting and options.hrad,
+            config.branch_tokens,
+            request.padding,
+            judged=judged and spec.uses_hrad and request.drafting and config.use_hrad,
         )
-        try:
+        reading = None
+        # The prompt is most work for the target, and next to none for the draft.
+        executors.set_verifier_affinity(overlapped=False, anew=True)
+        if request.drafting and executors.drafter is not None and self.models.draft is not None:
+            executors.set_drafter_affinity(spec.overlaps)
+            # The draft first: it reads the prompt while the target may keep this thread busy.
+            capacity = min(text.capacity, self.models.draft.positions)
+            reading = executors.drafter.submit(OpenRequest([replace(text, capacity=capacity)]))
+        executors.verifier.submit(OpenRequest([text])).result()
+        if reading is not None:
             try:
-                # The draft first: it reads the prompt while the target may keep this thread busy.
-                reading = [
-                    executor.submit("open", sequence.id, opening)
-                    for executor in executors.all()[::-1]
-                ]
-                for call in reading:
-                    call.result()
-                decode = decoder if drafting or draftless else autoregressive
-                yield from decode(sequence, executors, options)
-            except ExecutorError as error:
-                lost = executors.draft is not None and error.executor == executors.draft.name
-                if not lost or self.executors.closed:
-                    raise
-                self._lose_draft(error)
-                executors.share_target(overlap=False)
-                executors.target.submit("rewind", sequence.id, sequence.length).result()
-                yield from autoregressive(sequence, Executors(executors.target), options)
-        finally:
-            for executor in executors.all():
-                if executor in self.executors.all() and not self.executors.closed:
-                    self._close_sequence(executor, sequence.id)
+                reading.result()
+            except Exception as error:
+                self._go_on_without_draft(request, self.supervisor.failed(error))
+        self._make_method(request, spec if request.drafting or not spec.needs_draft else PLAIN)
 
-    def _close_sequence(self, executor: Executor, sequence: int) -> None:
+    def _why_no_draft(self, request: EngineRequest) -> str | None:
+        """Why the draft cannot begin this text; None if it can."""
+        if self.executors.drafter is None or self.models.draft is None:
+            return self.supervisor.reason or "there is no draft"
+        return self._beyond_draft(request)
+
+    def _beyond_draft(self, request: EngineRequest) -> str | None:
+        """Why a text has outgrown the draft's context; None if it has not."""
+        draft = self.models.draft
+        assert draft is not None
+        sequence = request.sequence
+        whole = len(sequence.prompt) + sequence.max_tokens
+        ahead = 2 * request.config.longest + 2  # a chain, and branches after it
+        if min(whole, sequence.length + ahead) <= draft.positions:
+            return None
+        return f"the text has outgrown the draft's context of {draft.positions} tokens"
+
+    def _make_method(self, request: EngineRequest, spec: MethodSpec) -> None:
+        tuning = self.executors.tuning(request.config, request.params.greedy)
+        request.method = spec.make(
+            MethodContext(request.sequence, request.config, tuning, self.executors.divides_cores)
+        )
+
+    def _advance(self, request: EngineRequest) -> Round:
+        """One round, by plain decoding where the draft gave no answer."""
+        if request.drafting and (reason := self._beyond_draft(request)) is not None:
+            self._go_on_without_draft(request, reason)
+        assert request.method is not None
         try:
-            executor.submit("close", sequence).result()
-        except ExecutorError as error:
-            if executor is not self.executors.draft:
-                raise
-            self._lose_draft(error)
+            return self._driver.round(request.method)
+        except DrafterFailedError as failed:
+            if self.executors.closed:
+                raise failed.error from None
+            self._go_on_without_draft(request, self.supervisor.failed(failed.error))
+            if failed.done is not None:
+                return failed.done
+        assert request.method is not None
+        return self._driver.round(request.method)
 
-    def _lose_draft(self, error: ExecutorError) -> None:
-        """Go on without the draft executor, and say so once."""
-        logger.warning("%s: going on with plain decoding, slower but with the same text", error)
-        assert self.executors.draft is not None
-        self.executors.draft.close()
-        self.executors.draft = None
+    def _go_on_without_draft(self, request: EngineRequest, reason: str) -> None:
+        """Close the text on the drafter, and decode it plainly from the last committed token."""
+        request.reason = reason
+        self._close_on_drafter(request)
+        if request.method is None or request.finished:
+            return
+        request.drop_method()
+        self.executors.set_verifier_affinity(overlapped=False)
+        sequence = request.sequence
+        self.executors.verifier.submit(RewindRequest(sequence.id, sequence.length)).result()
+        self._make_method(request, PLAIN)
+
+    def _release(self, request: EngineRequest) -> None:
+        """Forget a request, and close its text on the workers."""
+        if not self._scheduler.remove(request):
+            return
+        was_open = request.method is not None or request.drafting
+        request.drop_method()
+        if self.executors.closed or not was_open:
+            return
+        if request.drafting and request.finished:
+            self.supervisor.succeeded()
+        self._close_on_drafter(request)
+        # A verifier that failed has said so already, and its text is gone with it.
+        with suppress(ExecutorError):
+            self.executors.verifier.submit(CloseRequest([request.id])).result()
+
+    def _close_on_drafter(self, request: EngineRequest) -> None:
+        drafter, drafting = self.executors.drafter, request.drafting
+        request.drafting = False
+        if drafter is None or not drafting:
+            return
+        try:
+            drafter.submit(CloseRequest([request.id])).result()
+        except ExecutorError as error:
+            request.reason = request.reason or self.supervisor.failed(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,38 +13,36 @@ from torch import Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
-    MinPLogitsWarper,
     PreTrainedModel,
     StoppingCriteriaList,
-    SynthIDTextWatermarkLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
-from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, GenerationMode
+from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
 
+from specbranch.config import SpeculativeConfig
+from specbranch.engine.driver import DrafterFailedError, Driver
+from specbranch.engine.executor_pair import ExecutorPair
 from specbranch.errors import InputError
+from specbranch.executors.base import Request
 from specbranch.executors.inline import InlineExecutor
-from specbranch.methods import DRAFTLESS, METHODS, Executors, SpeculativeConfig
-from specbranch.models.loader import check_cache
+from specbranch.integrations.transformers_checks import check_length, check_request, find_spec
+from specbranch.integrations.transformers_rows import AsInBatch, Row, rows_of
+from specbranch.methods.base import MethodContext
+from specbranch.methods.registry import PLAIN, MethodSpec
+from specbranch.metrics import Round
 from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.runner import CausalRunner
-from specbranch.models.validation import validate_cache
+from specbranch.models.validation import validate
+from specbranch.policy.tuning import Tuning
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import Sequence
-from specbranch.workers.drafter import DraftWorker
-from specbranch.workers.messages import Opening
-from specbranch.workers.verifier import TargetWorker
+from specbranch.token_sequence import TokenSequence
+from specbranch.workers.drafter import Drafter
+from specbranch.workers.messages import OpenText
+from specbranch.workers.requests import CloseRequest, OpenRequest, RewindRequest
+from specbranch.workers.text_worker import TextWorker
+from specbranch.workers.verifier import Verifier
 
-# What `transformers` prepares for every forward; the runner prepares its own.
-_PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-# They keep a state from step to step, which drafting, where steps are taken back, would spoil.
-_STATEFUL = (SynthIDTextWatermarkLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
-# The costly ones, and sure to treat every row alike: no need to show them the whole batch.
-_ROWWISE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+logger = logging.getLogger("specbranch")
 
 # Models that passed the runner's self-check, and how they were set up then.
 _checked: WeakKeyDictionary[PreTrainedModel, tuple[Any, ...]] = WeakKeyDictionary()
@@ -121,20 +120,20 @@ def generate(
         InputError: no draft model, or something asked for that this loop cannot give.
         UnsupportedModelError: a model cannot be decoded losslessly.
     """
-    options = SpeculativeConfig(gamma, epsilon, k_max, speculate="always")
+    config = SpeculativeConfig(gamma, epsilon, k_max, speculate="always", method=method)
     draft = draft_model if draft_model is not None else assistant_model
-    _check_method(method, draft)
+    spec = find_spec(method, draft)
     if padding is not None and padding < 1:
         raise InputError(f"padding must be 1 or more, or None, not {padding!r}")
     forwards = NATURAL if padding is None else Padding.fixed(padding)
     runner = _runner(model, "the target", forwards)
     drafting = None
-    if draft is not None and method not in DRAFTLESS:
+    if draft is not None and spec.needs_draft:
         drafting = _runner(draft, "the draft")
-    _check_request(generation_config, logits_processor, model_kwargs)
+    check_request(generation_config, logits_processor, model_kwargs)
     longest = stopping_criteria.max_length or generation_config.max_length
-    _check_length(longest, runner, drafting)
-    rows = _rows(input_ids, model_kwargs)
+    check_length(longest, runner, drafting)
+    rows = rows_of(input_ids, model_kwargs)
     output = token_streamer if token_streamer is not None else streamer
     if output is not None and len(rows) > 1:
         raise InputError(f"a streamer takes one text, not {len(rows)}: generate them one by one")
@@ -144,11 +143,13 @@ def generate(
         if pad is None and len(rows) > 1:
             raise InputError("the texts of a batch may end at different places: set pad_token_id")
 
-    executors = _executors(runner, drafting)
     loop = _Loop(
-        executors,
-        method,
-        options,
+        ExecutorPair(
+            InlineExecutor(lambda: Verifier(runner), "target"),
+            None if drafting is None else InlineExecutor(lambda: Drafter(drafting), "draft"),
+        ),
+        spec,
+        config,
         logits_processor,
         stopping_criteria,
         longest,
@@ -186,64 +187,22 @@ def generate(
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One text of a batch.
-
-    Attributes:
-        index: which row of how many (`batch`).
-        ids: int64 ``[1, n]``, padding included.
-        prompt: the same without padding.
-    """
-
-    index: int
-    batch: int
-    ids: Tensor
-    prompt: list[int]
-
-    def with_generated(self, tokens: Tensor) -> Tensor:
-        """Ids as `transformers` has them after `tokens` ``[1, m]``, int64 ``[1, n + m]``."""
-        return torch.cat([self.ids, tokens.to(self.ids)], dim=1)
-
-
-class _AsInBatch(LogitsProcessor):
-    """The caller's processors, shown one row of the batch as if the whole batch were there.
-
-    Some count positions from the padded beginning, some have one setting for each row.
-    """
-
-    def __init__(self, processors: LogitsProcessorList, row: _Row) -> None:
-        self._processors = processors
-        self._row = row
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        row = self._row
-        ids = row.with_generated(input_ids[:, len(row.prompt) :])
-        # A copy: a processor may write to it, and the logits are looked at again.
-        processed = scores.to(row.ids.device, copy=True)
-        for processor in self._processors:
-            if row.batch == 1 or isinstance(processor, _ROWWISE):
-                processed = processor(ids, processed)
-            else:
-                whole = processor(ids.repeat(row.batch, 1), processed.repeat(row.batch, 1))
-                processed = whole[row.index : row.index + 1]
-        return processed.to(scores.device)
-
-
-@dataclass(frozen=True)
 class _Loop:
     """What is the same for every row of a batch."""
 
-    executors: Executors
-    method: str
-    options: SpeculativeConfig
+    executors: ExecutorPair
+    spec: MethodSpec
+    config: SpeculativeConfig
     processors: LogitsProcessorList
     criteria: StoppingCriteriaList
     longest: int
     vocabulary: int
     padding: Padding
 
-    def run(self, row: _Row, seed: int | None, exactly: int | None = None) -> Iterator[int]:
+    def run(self, row: Row, seed: int | None, exactly: int | None = None) -> Iterator[int]:
         """Generated tokens of a row, each as soon as it is committed.
+
+        Where the draft fails, the text goes on by plain decoding.
 
         Args:
             seed: None is greedy decoding.
@@ -257,30 +216,48 @@ class _Loop:
         # A maximum not above the prompt's length still means one token, as in `transformers`.
         room = exactly or max(1, self.longest - row.ids.shape[1])
         stop_ids = self._stop_ids()
-        sequence = Sequence(row.index, row.prompt, room, stop_ids, ended)
-        params = self._params(row, seed)
-        opening = Opening(
+        sequence = TokenSequence(row.index, row.prompt, room, stop_ids, ended)
+        text = OpenText(
+            row.index,
             row.prompt,
-            params,
+            self._params(row, seed),
             len(row.prompt) + room,
             self.vocabulary,
             stop_ids,
-            self.options.branch_tokens,
+            self.config.branch_tokens,
             self.padding,
         )
-        for executor in self.executors.all():
-            executor.submit("open", sequence.id, opening).result()
         given = 0
-        for _ in METHODS[self.method](sequence, self.executors, self.options):
-            yield from sequence.tokens[given:]
-            given = len(sequence.tokens)
+        try:
+            for _ in self._rounds(sequence, text):
+                yield from sequence.tokens[given:]
+                given = len(sequence.tokens)
+        finally:
+            self._on_all(CloseRequest([row.index]))
         if sequence.tokens[-1] in stop_ids:
             ended(sequence.tokens)  # the one token that the other criteria have not seen
-        for executor in self.executors.all():
-            executor.submit("close", sequence.id).result()
 
-    def _params(self, row: _Row, seed: int | None) -> SamplingParams:
-        extra = LogitsProcessorList([_AsInBatch(self.processors, row)] if self.processors else [])
+    def _rounds(self, sequence: TokenSequence, text: OpenText) -> Iterator[Round]:
+        driver, spec = Driver(self.executors), self.spec
+        context = MethodContext(sequence, self.config, Tuning(self.config))
+        try:
+            self._on_all(OpenRequest([text]))
+            yield from driver.rounds(spec.make(context))
+        except DrafterFailedError as failed:
+            logger.warning("the draft failed (%s): going on with plain decoding", failed.error)
+            if failed.done is not None:
+                yield failed.done
+            rewind = RewindRequest(sequence.id, sequence.length)
+            self.executors.verifier.submit(rewind).result()
+            yield from driver.rounds(PLAIN.make(context))
+
+    def _on_all(self, request: Request[TextWorker, Any]) -> None:
+        self.executors.verifier.submit(request).result()
+        if self.executors.drafter is not None:
+            self.executors.drafter.submit(request).result()
+
+    def _params(self, row: Row, seed: int | None) -> SamplingParams:
+        extra = LogitsProcessorList([AsInBatch(self.processors, row)] if self.processors else [])
         temperature = 0.0 if seed is None else 1.0
         return SamplingParams(temperature=temperature, seed=seed, extra_processors=extra)
 
@@ -290,93 +267,12 @@ class _Loop:
         return frozenset(token for c in known for token in c.eos_token_id.tolist())
 
 
-def _rows(input_ids: Tensor, model_kwargs: dict[str, Any]) -> list[_Row]:
-    mask = model_kwargs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    if not input_ids.shape[1] or not bool(mask[:, -1].all()):
-        raise InputError(
-            "every prompt must end with a token that the attention mask shows: pad on the left "
-            "(tokenizer.padding_side = 'left')"
-        )
-    positions = model_kwargs.get("position_ids")
-    counted = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-    if positions is not None and not (
-        positions.dim() == 2 and torch.equal(positions.expand_as(counted), counted)
-    ):
-        raise InputError("specbranch counts positions itself: leave out position_ids=")
-    batch = input_ids.shape[0]
-    return [
-        _Row(i, batch, input_ids[i : i + 1], input_ids[i][mask[i].bool()].tolist())
-        for i in range(batch)
-    ]
-
-
-def _executors(runner: CausalRunner, drafting: CausalRunner | None) -> Executors:
-    target = InlineExecutor(lambda: TargetWorker(runner), "target")
-    if drafting is None:
-        return Executors(target)
-    return Executors(target, InlineExecutor(lambda: DraftWorker(drafting), "draft"))
-
-
 def _runner(model: PreTrainedModel, name: str, padding: Padding = NATURAL) -> CausalRunner:
     """A runner of a model that passed the self-check, now or the last time it was set up so."""
-    check_cache(model.config, name)
     runner = CausalRunner(model)
     attention = model.config.get_text_config()._attn_implementation
     setup = (attention, model.dtype, model.device, model.training, padding)
     if _checked.get(model) != setup:
-        validate_cache(runner, name, padding)
+        validate(runner, name, padding)
         _checked[model] = setup
     return runner
-
-
-def _check_method(method: str, draft: object) -> None:
-    if method not in METHODS:
-        raise InputError(f"unknown method '{method}': use {', '.join(METHODS)}")
-    if method in DRAFTLESS:
-        return
-    if draft is None:
-        raise InputError(
-            "no draft model: pass it as draft_model= (transformers does not hand assistant_model= "
-            "on to custom_generate)"
-        )
-    if not isinstance(draft, torch.nn.Module):
-        raise InputError(f"draft_model must be a loaded model, not a {type(draft).__name__}")
-
-
-def _check_length(longest: int, runner: CausalRunner, drafting: CausalRunner | None) -> None:
-    for name, used in (("target", runner), ("draft", drafting)):
-        if used is not None and longest > used.positions:
-            raise InputError(
-                f"the text may come to {longest} tokens and the {name}'s context holds "
-                f"{used.positions}: lower max_new_tokens or max_length"
-            )
-
-
-def _check_request(
-    config: GenerationConfig, processors: LogitsProcessorList, model_kwargs: dict[str, Any]
-) -> None:
-    mode = config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise InputError(
-            f"specbranch decodes greedily or samples, it has no {mode.value}: leave out num_beams, "
-            "penalty_alpha, prompt_lookup_num_tokens and the like"
-        )
-    outputs = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
-    if config.return_dict_in_generate and (asked := [o for o in outputs if getattr(config, o)]):
-        raise InputError(f"specbranch returns the tokens alone: leave out {', '.join(asked)}")
-    if config.cache_implementation == "quantized":
-        raise InputError("specbranch has no quantized cache: leave out cache_implementation")
-    for processor in processors:
-        if isinstance(processor, _STATEFUL):
-            raise InputError(
-                f"{type(processor).__name__} keeps a state from step to step and cannot be used "
-                "with drafting: leave out guidance_scale and SynthID watermarking"
-            )
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and (
-        getattr(cache, "_is_user_defined", False) or cache.get_seq_length() > 0
-    ):
-        raise InputError("specbranch keeps its own cache: leave out past_key_values=")
-    if other := [k for k, v in model_kwargs.items() if v is not None and k not in _PREPARED]:
-        raise InputError(f"specbranch continues token ids alone: leave out {', '.join(other)}")

@@ -8,15 +8,14 @@ first token is always drafted: a chain of none would teach λ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specbranch.config import MOST_GAMMA, SpeculativeConfig
-from specbranch.methods.base import Executors
-from specbranch.methods.speculative import draft_then_verify
+from specbranch.config import MOST_GAMMA
+from specbranch.methods.base import MethodContext
+from specbranch.methods.speculative import Speculative
 from specbranch.metrics import Round
-from specbranch.policy.branching import DraftLengthPolicy
-from specbranch.sequence import Sequence
+from specbranch.policy.draft_length import DraftLengthPolicy
+from specbranch.workers.messages import VerifyResult
 
 # The paper's constants (§3.1), with its names.
 C = 0.2  # γ
@@ -41,9 +40,9 @@ class Threshold:
     value: float = START
     acceptance: float = ALPHA
 
-    def rule(self) -> DraftLengthPolicy:
+    def policy(self) -> DraftLengthPolicy:
         """Stop where 1 − √(c · H) < λ, which is where H > (1 − λ)² / c."""
-        return DraftLengthPolicy(entropy=(1 - self.value) ** 2 / C)
+        return DraftLengthPolicy(max_entropy=(1 - self.value) ** 2 / C)
 
     def observe(self, drafted: int, accepted: int) -> None:
         """Take in what became of a draft of one token or more."""
@@ -57,10 +56,19 @@ class Threshold:
         self.value = min(1.0, BETA_2 * self.value + (1 - BETA_2) * wanted)
 
 
-def adaedl(sequence: Sequence, executors: Executors, options: SpeculativeConfig) -> Iterator[Round]:
+class AdaEDL(Speculative):
     """SpS with a threshold on the bound; γ is the longest draft."""
-    threshold = Threshold(MOST_GAMMA if options.gamma == "auto" else options.gamma)
-    for done in draft_then_verify(sequence, executors, threshold.most, threshold.rule):
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context, auto_gamma=MOST_GAMMA)
+        self._threshold = Threshold(self._gamma)
+
+    def draft_length(self) -> DraftLengthPolicy:
+        """When the next draft stops short of γ: before an unlikely token."""
+        return self._threshold.policy()
+
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        done = super().absorb_verification(result)
         if done.chain:
-            threshold.observe(done.chain, done.accepted)
-        yield done
+            self._threshold.observe(done.chain, done.accepted)
+        return done

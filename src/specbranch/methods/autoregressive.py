@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from specbranch.config import SpeculativeConfig
-from specbranch.methods.base import Executors, commit
+from specbranch.methods.base import Method, VerifyPlan, commit
 from specbranch.metrics import Round
-from specbranch.sequence import Sequence
-from specbranch.workers.messages import Verification
+from specbranch.workers.messages import VerifyResult, VerifyText
 
 
-def autoregressive(
-    sequence: Sequence, executors: Executors, options: SpeculativeConfig
-) -> Iterator[Round]:
-    """Verify an empty chain, again and again."""
-    while not sequence.finished:
-        verifying = executors.target.submit("verify", sequence.id, [])
-        outcome: Verification = verifying.result()
-        done = commit(sequence, [], outcome)
-        done.verification = verifying.span
-        yield done
+class Autoregressive(Method):
+    """Verifies an empty chain, again and again."""
+
+    def plan(self) -> VerifyPlan:
+        return VerifyPlan(VerifyText(self.sequence.id, judged=False))
+
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        return commit(self.sequence, [], result)

@@ -1,86 +1,143 @@
-"""What every decoding method is given, and what it yields."""
+"""What a decoding method is: a state machine for one text, which plans and absorbs.
+
+A method says what its text wants next and takes in what came of it. It never waits, holds no worker
+and knows no other text. `engine.driver` runs the plans.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from specbranch.config import SpeculativeConfig
-from specbranch.executors.base import Executor
-from specbranch.executors.cpu_affinity import AffinityPlan
 from specbranch.metrics import Fates, Round
+from specbranch.policy.latency import LatencyLine
+from specbranch.policy.signal import Signal
 from specbranch.policy.tuning import Tuning
-from specbranch.sequence import Origin, Sequence
-from specbranch.workers.messages import Verification
+from specbranch.token_sequence import Origin, TokenSequence
+from specbranch.workers.messages import (
+    Branch,
+    BranchText,
+    Draft,
+    DraftText,
+    VerifyResult,
+    VerifyText,
+)
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """Draft a chain while the target waits.
+
+    Attributes:
+        draft: what to draft.
+        overlapped: whether the cores are divided between the models, as in a round that overlaps.
+    """
+
+    draft: DraftText
+    overlapped: bool = False
+
+
+@dataclass(frozen=True)
+class VerifyPlan:
+    """Verify a chain, and branch at once if `branch` is given.
+
+    Attributes:
+        verify: what to verify.
+        branch: what to branch for meanwhile.
+        overlapped: whether the cores are divided between the models.
+        step: latency of a draft step, see `BranchRequest`.
+        stop_branching: whether the branch stage ends when the verification does.
+        judge: whether H-RAD is asked about this verification.
+    """
+
+    verify: VerifyText
+    branch: BranchText | None = None
+    overlapped: bool = False
+    step: LatencyLine | None = None
+    stop_branching: bool = False
+    judge: bool = False
+
+
+Plan = DraftPlan | VerifyPlan
 
 
 @dataclass
-class Executors:
-    """The two executors of a pair; plain decoding has no draft.
+class MethodContext:
+    """What a method is made for.
 
     Attributes:
-        affinity: their shares of the cores; None leaves them as they are.
-        tunings: what was learned so far, by the options it was learned with, and of which texts:
-            of greedy ones, or of sampled ones, whose drafts are accepted less often.
-        greedy: whether the next text is.
-        closed: whether the executors were released.
+        sequence: the text. The method commits to it.
+        config: how much to draft.
+        tuning: what was learned from the pair's earlier texts.
+        divides_cores: whether the target has fewer cores while the draft works, so that drafting
+            in sequence is a mode to weigh.
     """
 
-    target: Executor
-    draft: Executor | None = None
-    affinity: AffinityPlan | None = None
-    tunings: dict[tuple[SpeculativeConfig, bool], Tuning] = field(default_factory=dict)
-    greedy: bool = True
-    closed: bool = False
-    _target_overlaps: bool | None = None
+    sequence: TokenSequence
+    config: SpeculativeConfig = field(default_factory=SpeculativeConfig)
+    tuning: Tuning = field(default_factory=lambda: Tuning(SpeculativeConfig()))
+    divides_cores: bool = False
 
-    def all(self) -> list[Executor]:
-        return [executor for executor in (self.target, self.draft) if executor is not None]
 
-    def tuning(self, options: SpeculativeConfig) -> Tuning:
-        """What was learned of such texts with these options so far."""
-        return self.tunings.setdefault((options, self.greedy), Tuning(options))
+class Method(ABC):
+    """A decoding method at work on one text.
+
+    A round is: any number of `DraftPlan`, each followed by `absorb_draft`; then one `VerifyPlan`,
+    followed by `absorb_verification`, `absorb_branches` and `observe`.
+
+    Attributes:
+        sequence: the text.
+    """
+
+    def __init__(self, context: MethodContext) -> None:
+        self.sequence = context.sequence
+        self._config = context.config
 
     @property
-    def compete(self) -> bool:
-        """Whether the target has less of the machine while the draft works."""
-        affinity = self.affinity
-        return affinity is not None and affinity.share("target", False) != affinity.target
+    def in_flight(self) -> int:
+        """Drafted tokens that no round has decided on yet, if the text were to end here."""
+        return 0
 
-    def share_target(self, overlap: bool) -> None:
-        """Give the target its share of the cores, or all while the draft has nothing to do."""
-        if self.affinity is not None and overlap != self._target_overlaps:
-            self.target.set_affinity(self.affinity.share("target", overlap))
-            self._target_overlaps = overlap
+    @abstractmethod
+    def plan(self) -> Plan:
+        """What the text wants next. It is asked only while the text is not finished."""
+
+    def absorb_draft(self, draft: Draft) -> None:
+        """Take in the chain of a `DraftPlan`."""
+        raise NotImplementedError(f"{type(self).__name__} plans no draft stage")
+
+    @abstractmethod
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        """Commit what a verification decided; returns the round so far."""
+
+    def absorb_branches(
+        self, done: Round, branches: Sequence[Branch], signal: Signal | None
+    ) -> None:
+        """Take in the branches that were grown meanwhile, and complete the round.
+
+        Args:
+            done: the round that `absorb_verification` returned.
+            branches: none if none were asked for, or if they were lost with the drafter.
+            signal: what H-RAD says of the verification, if it was asked.
+        """
+        return  # most methods have no branches
+
+    def observe(self, done: Round) -> None:
+        """Learn from a round, whose spans and seconds are now known."""
+        return  # most methods learn nothing
 
 
-class Decoder(Protocol):
-    """A decoding method. The sequence must be open on the executors that the method uses."""
-
-    def __call__(
-        self, sequence: Sequence, executors: Executors, options: SpeculativeConfig
-    ) -> Iterator[Round]:
-        """Generate until the sequence is finished, yielding each round when it is committed."""
-
-
-def commit(
-    sequence: Sequence,
-    chain: list[int],
-    outcome: Verification,
-    last: Origin = Origin.TARGET,
-) -> Round:
+def commit(sequence: TokenSequence, chain: list[int], result: VerifyResult) -> Round:
     """Commit what a verification made of a chain: its accepted part, and the token after that.
 
-    Args:
-        last: where the token after the chain comes from.
-
     Returns:
-        The round, without the calls that led to it. Its fates are those of the chain.
+        The round, without its spans. Its fates are those of the chain.
     """
-    accepted = outcome.accepted
-    tokens = [*chain[:accepted], outcome.token]
-    origins = [Origin.CHAIN] * accepted + [last]
+    accepted = result.accepted
+    tokens = [*chain[:accepted], result.token]
+    origins = [Origin.CHAIN] * accepted + [Origin.TARGET]
     committed = sequence.commit(tokens, origins)
     used = min(accepted, committed)  # the text may end within the chain
     return Round(

@@ -6,21 +6,19 @@ are an n-gram the target might write. The n-grams are kept by their first token,
 starts with the last committed token is the chain to verify.
 
 The paper verifies up to G such n-grams in one forward. Here G is 1: logits that decide are those of
-the trunk's own slots, which makes them bit-identical to plain decoding's (DESIGN §5), and there is
-one chain in these. W and N are such that all of it fits a forward of 16 tokens.
+the committed prefix's own slots, which makes them bit-identical to plain decoding's
+(docs/exactness.md), and there is one chain in these. W and N are such that all of it fits a
+forward of 16 tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from specbranch.config import SpeculativeConfig
-from specbranch.methods.base import Executors, commit
+from specbranch.methods.base import Method, MethodContext, VerifyPlan, commit
 from specbranch.metrics import Round
-from specbranch.models.runner import LookaheadRow
-from specbranch.sequence import Sequence
-from specbranch.workers.messages import Verification
+from specbranch.models.sequence_state import LookaheadRow
+from specbranch.workers.messages import VerifyResult, VerifyText
 
 WINDOW = 4  # W
 NGRAM = 4  # N
@@ -59,23 +57,27 @@ class Window:
         self.rows.append(guesses)
 
 
-def lookahead(
-    sequence: Sequence, executors: Executors, options: SpeculativeConfig
-) -> Iterator[Round]:
-    """Verify the n-gram at hand, and look ahead for more in the same forward."""
-    most = NGRAM - 1 if options.gamma == "auto" else options.gamma
-    # The window has to begin with something; the paper's code takes tokens of the prompt, too.
-    prompt = sequence.prompt
-    window = Window([[prompt[j % len(prompt)] for j in range(WINDOW)]])
-    last = prompt[-1]
-    while not sequence.finished:
-        chain = window.ngrams.get(last, [])[: min(most, sequence.remaining - 1)]
-        lookahead_rows = window.lookahead_rows(sequence.length)
-        verifying = executors.target.submit("verify", sequence.id, chain, None, lookahead_rows)
-        outcome: Verification = verifying.result()
-        if outcome.guesses:
-            window.observe(outcome.guesses[-WINDOW:])
-        done = commit(sequence, chain, outcome)
-        done.verification = verifying.span
-        last = outcome.token
-        yield done
+class Lookahead(Method):
+    """Verifies the n-gram at hand, and looks ahead for more in the same forward."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        gamma = context.config.gamma
+        self._gamma = NGRAM - 1 if gamma == "auto" else gamma
+        # The window has to begin with something; the paper's code takes tokens of the prompt, too.
+        prompt = self.sequence.prompt
+        self._window = Window([[prompt[j % len(prompt)] for j in range(WINDOW)]])
+        self._last = prompt[-1]
+        self._chain: list[int] = []
+
+    def plan(self) -> VerifyPlan:
+        ngram = self._window.ngrams.get(self._last, [])
+        self._chain = ngram[: min(self._gamma, self.sequence.remaining - 1)]
+        rows = self._window.lookahead_rows(self.sequence.length)
+        return VerifyPlan(VerifyText(self.sequence.id, self._chain, lookahead_rows=rows))
+
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        if result.guesses:
+            self._window.observe(result.guesses[-WINDOW:])
+        self._last = result.token
+        return commit(self.sequence, self._chain, result)

@@ -7,40 +7,43 @@ one that was alike for longest, and then the latest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from specbranch.config import SpeculativeConfig
-from specbranch.methods.base import Executors, commit
+from specbranch.methods.base import Method, MethodContext, VerifyPlan, commit
 from specbranch.metrics import Round
 from specbranch.policy.ngram import SuffixIndex
-from specbranch.sequence import Sequence
-from specbranch.workers.messages import Verification
+from specbranch.workers.messages import VerifyResult, VerifyText
 
 NGRAMS = (3, 2, 1)  # Saxena's; the longest first
 AUTO_GAMMA = 10  # likewise
 
 
-def lookup(sequence: Sequence, executors: Executors, options: SpeculativeConfig) -> Iterator[Round]:
-    """Verify what followed the end of the text the last time; nothing, where that is new."""
-    most = AUTO_GAMMA if options.gamma == "auto" else options.gamma
-    indexes = [SuffixIndex(shortest) for shortest in NGRAMS]
-    for index in indexes:
-        index.extend(sequence.prompt)
-    while not sequence.finished:
-        chain = _found(indexes, min(most, sequence.remaining - 1))
+class Lookup(Method):
+    """Verifies what followed the end of the text the last time; nothing, where that is new."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        gamma = context.config.gamma
+        self._gamma = AUTO_GAMMA if gamma == "auto" else gamma
+        self._indexes = [SuffixIndex(shortest) for shortest in NGRAMS]
+        self._extend(self.sequence.prompt)
+        self._chain: list[int] = []
+
+    def plan(self) -> VerifyPlan:
+        self._chain = self._match(min(self._gamma, self.sequence.remaining - 1))
         # These tokens are no sample of a distribution: the target matches them with its own.
-        verifying = executors.target.submit("verify", sequence.id, chain)
-        outcome: Verification = verifying.result()
-        done = commit(sequence, chain, outcome)
-        done.verification = verifying.span
-        for index in indexes:
-            index.extend(done.tokens)
-        yield done
+        return VerifyPlan(VerifyText(self.sequence.id, self._chain))
 
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        done = commit(self.sequence, self._chain, result)
+        self._extend(done.tokens)
+        return done
 
-def _found(indexes: list[SuffixIndex], most: int) -> list[int]:
-    """What followed the longest n-gram that ends the text, at most so many tokens."""
-    if most < 1:
-        return []
-    matches = (index.match(most=most) for index in indexes)
-    return next((match.tokens for match in matches if match is not None), [])
+    def _extend(self, tokens: list[int]) -> None:
+        for index in self._indexes:
+            index.extend(tokens)
+
+    def _match(self, most: int) -> list[int]:
+        """What followed the longest n-gram that ends the text, at most so many tokens."""
+        if most < 1:
+            return []
+        matches = (index.match(most=most) for index in self._indexes)
+        return next((match.tokens for match in matches if match is not None), [])

@@ -15,57 +15,75 @@ target decides before it knows that token, and that is as lossless, but accepts 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-from specbranch.config import MOST_GAMMA, SpeculativeConfig
-from specbranch.methods.base import Executors, commit
+from specbranch.config import MOST_GAMMA
+from specbranch.methods.base import Method, MethodContext, VerifyPlan, commit
 from specbranch.metrics import Fates, Round
-from specbranch.sequence import Origin, Sequence
-from specbranch.workers.messages import Branch, BranchPlan, Chain, CommitUpdate, Verification
+from specbranch.policy.signal import Signal
+from specbranch.token_sequence import Origin
+from specbranch.workers.messages import (
+    Branch,
+    BranchText,
+    CommitUpdate,
+    Draft,
+    VerifyResult,
+    VerifyText,
+)
 
-NOTHING = Chain([], [], [])
 
-
-def pearl(sequence: Sequence, executors: Executors, options: SpeculativeConfig) -> Iterator[Round]:
+class Pearl(Method):
     """Rounds of (verify ‖ draft), and never one after the other.
 
     With γ = auto the draft goes on until the verification is done, which makes γ the ratio of the
     models' speeds, the paper's choice.
     """
-    assert executors.draft is not None
-    executors.share_target(overlap=True)
-    most = MOST_GAMMA if options.gamma == "auto" else options.gamma
-    waiting = NOTHING  # pre-verify; post-verify while there is something
-    resolution = CommitUpdate(sequence.length)
-    while not sequence.finished:
-        plan = BranchPlan(sequence.remaining - 1, most - 1, k_max=1, branching="point")
-        drafting = executors.draft.submit("branch", sequence.id, resolution, plan)
-        verifying = executors.target.submit("verify", sequence.id, waiting.tokens, waiting.log_q)
-        if options.gamma == "auto":
-            verifying.result()
-            drafting.stop()
-        branches: list[Branch] = drafting.result()
-        outcome: Verification = verifying.result()
 
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self._auto = context.config.gamma == "auto"
+        gamma = context.config.gamma
+        self._gamma = MOST_GAMMA if gamma == "auto" else gamma
+        self._waiting = Draft()  # pre-verify while it is empty, else post-verify
+        self._update = CommitUpdate(self.sequence.length)
+        self._valid, self._result = 0, VerifyResult(0, 0)
+
+    @property
+    def in_flight(self) -> int:
+        return 0 if self.sequence.finished else len(self._waiting)
+
+    def plan(self) -> VerifyPlan:
+        text, room = self.sequence.id, self.sequence.remaining - 1
+        return VerifyPlan(
+            VerifyText(text, self._waiting.tokens, self._waiting.log_q),
+            BranchText(text, self._update, room, self._gamma - 1, k_max=1, branching="point"),
+            overlapped=True,
+            stop_branching=self._auto,
+        )
+
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        self._valid, self._result = self.sequence.length + result.accepted, result
+        return commit(self.sequence, self._waiting.tokens, result)
+
+    def absorb_branches(
+        self, done: Round, branches: Sequence[Branch], signal: Signal | None
+    ) -> None:
+        result, waiting = self._result, self._waiting
         drafted = branches[0] if branches else None
-        kept = drafted is not None and drafted.outcome == (outcome.accepted, outcome.token)
-        valid = sequence.length + outcome.accepted
-        done = commit(sequence, waiting.tokens, outcome, Origin.BRANCH if kept else Origin.TARGET)
-        if drafted is not None and kept:
+        if drafted is not None and drafted.outcome == (result.accepted, result.token):
             done.outcome = "hit"
-            first = len(done.tokens) > outcome.accepted  # the text may have ended before it
-            done.fates += Fates(accepted=1) if first else Fates(in_flight=1)
-            waiting = drafted.chain
-            resolution = CommitUpdate(valid + len(drafted), survivor=0)
-            if sequence.finished:
-                done.fates += Fates(in_flight=len(waiting))
+            if len(done.tokens) > result.accepted:  # the text may have ended before it
+                done.fates += Fates(accepted=1)
+                done.origins[-1] = self.sequence.origins[-1] = Origin.BRANCH
+            else:
+                done.fates += Fates(in_flight=1)
+            self._waiting = drafted.continuation
+            self._update = CommitUpdate(self._valid + len(drafted), survivor=0)
+            if self.sequence.finished:
+                done.fates += Fates(in_flight=len(self._waiting))
         else:
             if drafted is not None:
-                done.outcome = "miss" if outcome.accepted == len(waiting) else "rollback"
+                done.outcome = "miss" if result.accepted == len(waiting) else "rollback"
                 done.fates += Fates(rolled_back=len(drafted))
-            waiting = NOTHING
-            resolution = CommitUpdate(valid, [outcome.token])
-        done.branches, done.branch_tokens = len(branches), sum(map(len, branches))
-        done.branching = drafting.span if branches else None
-        done.verification = verifying.span
-        yield done
+            self._waiting = Draft()
+            self._update = CommitUpdate(self._valid, [result.token])

@@ -1,174 +1,202 @@
 """SpecBranch (Shen et al., arXiv 2506.01979): drafting on several branches beside verification.
 
-Branches prepare for the likeliest outcomes of the verification anywhere on the chain (DESIGN §4b),
-or with ``branching="point"`` at its end alone, as in the paper. How much of a draft becomes the
-next chain is the paper's rule (H-RAD's s, and ε on the chance of acceptance), or with
-``epsilon="auto"`` the cost model's.
+Branches prepare for the likeliest outcomes of the verification anywhere on the chain
+(docs/design.md), or with ``branching="point"`` at its end alone, as in the paper. How much of a
+draft becomes the next chain is the paper's rule (H-RAD's s, and ε on the estimated acceptance), or
+with ``epsilon="auto"`` the latency model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Literal
 
-from specbranch.config import SpeculativeConfig
-from specbranch.errors import ExecutorError
-from specbranch.methods.base import Executors, commit
+from specbranch.methods.base import (
+    DraftPlan,
+    Method,
+    MethodContext,
+    Plan,
+    VerifyPlan,
+    commit,
+)
 from specbranch.metrics import Fates, Round
-from specbranch.policy.branching import DraftLengthPolicy, survivor
-from specbranch.policy.ngram import Replay
+from specbranch.policy.branching import survivor
+from specbranch.policy.draft_length import DraftLengthPolicy
+from specbranch.policy.ngram import Lookup, Replay
 from specbranch.policy.signal import Signal
-from specbranch.policy.tuning import Tuning
-from specbranch.sequence import Origin, Sequence
-from specbranch.workers.messages import Branch, BranchPlan, Chain, CommitUpdate, Verification
+from specbranch.token_sequence import Origin
+from specbranch.workers.messages import (
+    Branch,
+    BranchText,
+    CommitUpdate,
+    Draft,
+    DraftText,
+    VerifyResult,
+    VerifyText,
+)
+
+# How a round is decoded: both models at once, one after the other, or the target alone.
+Stage = Literal["overlapped", "sequential", "target alone"]
 
 
-def specbranch(
-    sequence: Sequence, executors: Executors, options: SpeculativeConfig
-) -> Iterator[Round]:
+class SpecBranch(Method):
     """Rounds of (verify ‖ branch); a draft stage only where no branch survived (paper §4-5).
 
-    Where both executors share few cores, short drafts and verifications on all of them may be
-    faster,
-    in turn; where repeats or nothing at all beats the draft, it rests (see `Tuning`).
+    Where both models share few cores, short drafts and verifications on all of them, in sequence,
+    may be faster. Where repeats or nothing at all beats the draft, the draft rests (see `Tuning`).
     """
-    assert executors.draft is not None
-    tuning = executors.tuning(options)
-    tuning.begin(executors.compete)
-    replay = Replay(sequence.prompt, tuning.calibration, options.retrieved, sequence.stop_ids)
-    resolution = CommitUpdate(sequence.length)
-    chain: Chain | None = None
-    signal: Signal | None = None
-    begun = executors.target.now()
-    while not sequence.finished:
-        if chain is None and not tuning.speculates:
-            done = _without_draft(sequence, executors, tuning, replay)
-            resolution = resolution.then(done.tokens)
-            yield done
-            begun = executors.target.now()
-            continue
 
-        overlap = tuning.overlaps
-        executors.share_target(overlap)
-        drafting = None
-        if chain is None:
-            room = sequence.remaining - 1
-            gamma, retrieval = min(tuning.gamma, room), min(options.retrieved, room)
-            rule = tuning.rule(signal, serial=True)
-            drafting = executors.draft.submit(
-                "draft", sequence.id, resolution, gamma, rule, retrieval
-            )
-            learning = executors.target.submit("learn") if overlap else None
-            chain = drafting.result()
-            if learning is not None:
-                learning.result()
-            resolution = CommitUpdate(sequence.length + len(chain))
-
-        # Branch stage: both executors at once. Without branches, in turn, there is nothing to
-        # foresee.
-        branching = None
-        if overlap:
-            plan = _plan(sequence.remaining - 1, options, tuning, signal)
-            branching = executors.draft.submit("branch", sequence.id, resolution, plan)
-        confidences = [] if chain.retrieved else chain.confidences
-        verifying = executors.target.submit(
-            "verify", sequence.id, chain.tokens, chain.log_q, (), confidences, overlap
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self._tuning = context.tuning
+        self._tuning.begin(context.divides_cores)
+        sequence, config = self.sequence, self._config
+        self._replay = Replay(
+            sequence.prompt, self._tuning.calibration, config.retrieved, sequence.stop_ids
         )
-        outcome: Verification = verifying.result()
-        if branching is not None and options.gamma == "auto":
-            branching.stop()
+        self._update = CommitUpdate(sequence.length)
+        self._chain: Draft | None = None  # None: a draft stage comes next
+        self._signal: Signal | None = None
+        self._stage: Stage | None = None  # of the round under way
+        self._lookups: Sequence[Lookup] = ()
+        self._before, self._result = 0, VerifyResult(0, 0)
 
-        # Resolve: while the draft ends its last step, what does not depend on its branches
-        judging = executors.target.submit("judge", sequence.id) if overlap else None
-        accepted, whole = outcome.accepted, outcome.accepted == len(chain)
-        before = sequence.length
-        done = commit(sequence, chain.tokens, outcome)
-        done.retrieved = chain.retrieved
-        done.draft_stage = drafting is not None
-        done.drafting = drafting.span if drafting else None
-        done.verification = verifying.span
-        lookups = replay.observe(done.tokens)
-        signal = judging.result() if judging is not None else None
-        try:
-            branches: list[Branch] = branching.result() if branching is not None else []
-        except ExecutorError:
-            yield done  # it is committed, whatever became of the draft
-            raise
-        winner = survivor([b.outcome for b in branches], (accepted, outcome.token))
-        done.branches, done.branch_tokens = len(branches), sum(map(len, branches))
-        done.branching = branching.span if branching is not None and branches else None
-        committed = len(done.tokens) > accepted  # the target's token, too
+    @property
+    def in_flight(self) -> int:
+        return 0 if self.sequence.finished or self._chain is None else len(self._chain)
+
+    def plan(self) -> Plan:
+        if self._stage is None:
+            self._stage = self._next_stage()
+        if self._stage == "target alone":
+            return self._plan_without_draft()
+        return self._plan_draft() if self._chain is None else self._plan_verification(self._chain)
+
+    def _next_stage(self) -> Stage:
+        if self._chain is None and not self._tuning.speculates:
+            return "target alone"
+        return "overlapped" if self._tuning.overlaps else "sequential"
+
+    def _plan_draft(self) -> DraftPlan:
+        room = self.sequence.remaining - 1
+        draft = DraftText(
+            self.sequence.id,
+            self._update,
+            min(self._tuning.gamma, room),
+            self._tuning.rule(self._signal, serial=True),
+            min(self._config.retrieved, room),
+        )
+        return DraftPlan(draft, overlapped=self._stage == "overlapped")
+
+    def _plan_verification(self, chain: Draft) -> VerifyPlan:
+        overlapped = self._stage == "overlapped"
+        confidences = [] if chain.retrieved else chain.confidences
+        verify = VerifyText(
+            self.sequence.id,
+            chain.tokens,
+            chain.log_q,
+            confidences=confidences,
+            judged=overlapped,
+        )
+        if not overlapped:  # without branches there is nothing to foresee
+            return VerifyPlan(verify)
+        config, tuning, signal = self._config, self._tuning, self._signal
+        # Without a predictor nothing after a doubtful position is kept, so it is not drafted.
+        epsilon = config.epsilon if config.epsilon != "auto" and signal is None else 0.0
+        branch = BranchText(
+            self.sequence.id,
+            self._update,
+            self.sequence.remaining - 1,
+            tuning.gamma,
+            config.branches,
+            config.branching,
+            epsilon,
+            signal,
+            config.retrieved,
+        )
+        return VerifyPlan(
+            verify,
+            branch,
+            overlapped=True,
+            step=tuning.step,
+            stop_branching=config.gamma == "auto",
+            judge=True,
+        )
+
+    def _plan_without_draft(self) -> VerifyPlan:
+        """All cores for the target: what the text repeats is verified, or nothing."""
+        # While drafting is not turned off, these rounds are to say what plain decoding takes.
+        room = self.sequence.remaining - 1
+        tokens = self._replay.chain(room) if self._tuning.paused else []
+        self._chain = Draft(tokens, retrieved=bool(tokens))
+        # No draft follows that H-RAD could judge: to keep features would cost time for nothing.
+        return VerifyPlan(VerifyText(self.sequence.id, tokens, judged=False))
+
+    def absorb_draft(self, draft: Draft) -> None:
+        self._chain = draft
+        self._update = CommitUpdate(self.sequence.length + len(draft))
+
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        assert self._chain is not None
+        self._before, self._result = self.sequence.length, result
+        done = commit(self.sequence, self._chain.tokens, result)
+        done.retrieved = self._chain.retrieved
+        self._lookups = self._replay.observe(done.tokens)
+        return done
+
+    def absorb_branches(
+        self, done: Round, branches: Sequence[Branch], signal: Signal | None
+    ) -> None:
+        if self._stage == "target alone":
+            self._chain = None
+            self._update = self._update.then(done.tokens)
+            return
+        self._signal = signal
+        accepted, before = self._result.accepted, self._before
+        winner = survivor([b.outcome for b in branches], (accepted, self._result.token))
+        committed = len(done.tokens) > accepted  # whether the target's token is part of the text
         if winner is not None and committed:
-            done.origins[-1] = sequence.origins[-1] = Origin.BRANCH
+            done.origins[-1] = self.sequence.origins[-1] = Origin.BRANCH
         done.fates += _of_branches(branches, winner, done, committed)
-        if winner is not None:
-            # Posterior drafting (paper §5): the survivor's continuation, cut, is the next chain.
-            done.outcome = "hit"
-            chain, pruned = _posterior(branches[winner].chain, tuning.rule(signal))
-            length = before + accepted + 1 + (len(chain) if chain else 0)
-            resolution = CommitUpdate(length, survivor=winner)
-            done.fates += Fates(pruned=pruned)
-            if sequence.finished and chain:
-                done.fates += Fates(in_flight=len(chain))
-        else:
-            if branches and whole:
+        if winner is None:
+            if branches and accepted == done.chain:
                 done.outcome = "miss"
-            chain = None
-            resolution = CommitUpdate(before + accepted, [outcome.token])
-        ended = executors.target.now()
-        tuning.observe(done, ended - begun, lookups)
-        begun = ended
-        yield done
-        begun += executors.target.now() - ended  # the reader's time is not the round's
+            self._chain = None
+            self._update = CommitUpdate(before + accepted, [self._result.token])
+            return
+        # Posterior drafting (paper §5): the survivor's continuation, cut, is the next chain.
+        done.outcome = "hit"
+        self._chain, pruned = _posterior(branches[winner].continuation, self._tuning.rule(signal))
+        kept = len(self._chain) if self._chain is not None else 0
+        self._update = CommitUpdate(before + accepted + 1 + kept, survivor=winner)
+        done.fates += Fates(pruned=pruned)
+        if self.sequence.finished:
+            done.fates += Fates(in_flight=kept)
+
+    def observe(self, done: Round) -> None:
+        stage, self._stage = self._stage, None
+        if stage == "target alone":
+            assert done.verification is not None
+            self._tuning.observe_plain(done.verification, len(done.tokens))
+        else:
+            self._tuning.observe(done, done.seconds, self._lookups)
 
 
-def _without_draft(
-    sequence: Sequence, executors: Executors, tuning: Tuning, replay: Replay
-) -> Round:
-    """A round with all cores for the target: what the text repeats is verified, or nothing."""
-    executors.share_target(overlap=False)
-    # While drafting is not turned off, these rounds are to say what plain decoding takes.
-    chain = replay.chain(sequence.remaining - 1) if tuning.paused else []
-    # No draft follows that H-RAD could judge: watching would cost time for nothing.
-    verifying = executors.target.submit("verify", sequence.id, chain, None, (), (), False)
-    outcome: Verification = verifying.result()
-    done = commit(sequence, chain, outcome)
-    done.retrieved = bool(chain)
-    done.verification = verifying.span
-    tuning.observe_plain(verifying.span, len(done.tokens))
-    replay.observe(done.tokens)
-    return done
-
-
-def _plan(
-    room: int, options: SpeculativeConfig, tuning: Tuning, signal: Signal | None
-) -> BranchPlan:
-    # Without a predictor nothing after a doubtful position would be kept: it need not be drafted.
-    epsilon = options.epsilon if options.epsilon != "auto" and signal is None else 0.0
-    return BranchPlan(
-        room,
-        tuning.gamma,
-        options.branches,
-        options.branching,
-        epsilon,
-        tuning.step,
-        signal,
-        options.retrieved,
-    )
-
-
-def _posterior(chain: Chain, rule: DraftLengthPolicy) -> tuple[Chain | None, int]:
+def _posterior(draft: Draft, policy: DraftLengthPolicy) -> tuple[Draft | None, int]:
     """The next chain, and how many tokens were pruned; None: nothing was drafted yet."""
-    if not chain.tokens:
-        return (chain if rule.reach is None else None), 0
-    acceptance = chain.acceptance
-    if rule.signal is not None and rule.signal.offsets and not chain.retrieved:
-        acceptance = rule.signal.acceptance(chain.confidences)
-    kept = rule.kept(acceptance)
-    return chain.cut(kept), len(chain) - kept
+    if not draft.tokens:
+        return (draft if policy.min_cumulative_acceptance is None else None), 0
+    acceptance = draft.acceptance
+    if policy.signal is not None and policy.signal.offsets and not draft.retrieved:
+        acceptance = policy.signal.acceptance(draft.confidences)
+    kept = policy.kept(acceptance)
+    return draft.cut(kept), len(draft) - kept
 
 
-def _of_branches(branches: list[Branch], winner: int | None, done: Round, committed: bool) -> Fates:
-    """Fates of the branches, but for the survivor's continuation: the next round decides on that.
+def _of_branches(
+    branches: Sequence[Branch], winner: int | None, done: Round, committed: bool
+) -> Fates:
+    """Fates of the branches. The next round decides on the survivor's continuation.
 
     When none survives, the main path went through the likeliest branch at the end of the chain, and
     that one is rolled back. All other branches were hedges.

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-from specbranch.config import SpeculativeConfig
-from specbranch.methods.base import Executors, commit
+from specbranch.methods.base import DraftPlan, Method, MethodContext, Plan, VerifyPlan, commit
 from specbranch.metrics import Round
-from specbranch.policy.branching import DraftLengthPolicy
-from specbranch.sequence import Sequence
-from specbranch.workers.messages import Chain, CommitUpdate, Verification
+from specbranch.policy.draft_length import DraftLengthPolicy
+from specbranch.workers.messages import CommitUpdate, Draft, DraftText, VerifyResult, VerifyText
 
 AUTO_GAMMA = 5  # nothing hides the draft's time here: a short chain, as other engines have it
 
 
-def speculative(
-    sequence: Sequence, executors: Executors, options: SpeculativeConfig
-) -> Iterator[Round]:
-    """Draft γ tokens, verify them in one forward, keep what the target accepts and its own next."""
-    most = AUTO_GAMMA if options.gamma == "auto" else options.gamma
-    return draft_then_verify(sequence, executors, most, DraftLengthPolicy)
+class Speculative(Method):
+    """Drafts γ tokens, verifies them in one forward, keeps what the target accepts and its next."""
 
+    def __init__(self, context: MethodContext, auto_gamma: int = AUTO_GAMMA) -> None:
+        super().__init__(context)
+        gamma = context.config.gamma
+        self._gamma = auto_gamma if gamma == "auto" else gamma
+        self._update = CommitUpdate(self.sequence.length)
+        self._chain: Draft | None = None
 
-def draft_then_verify(
-    sequence: Sequence, executors: Executors, most: int, rule: Callable[[], DraftLengthPolicy]
-) -> Iterator[Round]:
-    """The loop of SpS, with a say in how long each chain gets.
+    def draft_length(self) -> DraftLengthPolicy:
+        """When the next draft stops short of γ: never."""
+        return DraftLengthPolicy()
 
-    Args:
-        most: γ, tokens of the longest draft.
-        rule: asked before each draft when to stop short of that.
-    """
-    assert executors.draft is not None
-    resolution = CommitUpdate(sequence.length)
-    while not sequence.finished:
-        gamma = min(most, sequence.remaining - 1)
-        drafting = executors.draft.submit("draft", sequence.id, resolution, gamma, rule())
-        chain: Chain = drafting.result()
-        verifying = executors.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
-        outcome: Verification = verifying.result()
+    @property
+    def in_flight(self) -> int:
+        return 0 if self._chain is None else len(self._chain)
 
-        resolution = CommitUpdate(sequence.length + outcome.accepted, [outcome.token])
-        done = commit(sequence, chain.tokens, outcome)
-        done.draft_stage = True
-        done.drafting, done.verification = drafting.span, verifying.span
-        yield done
+    def plan(self) -> Plan:
+        if self._chain is None:
+            gamma = min(self._gamma, self.sequence.remaining - 1)
+            return DraftPlan(DraftText(self.sequence.id, self._update, gamma, self.draft_length()))
+        return VerifyPlan(VerifyText(self.sequence.id, self._chain.tokens, self._chain.log_q))
+
+    def absorb_draft(self, draft: Draft) -> None:
+        self._chain = draft
+
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        assert self._chain is not None
+        chain, self._chain = self._chain, None
+        self._update = CommitUpdate(self.sequence.length + result.accepted, [result.token])
+        return commit(self.sequence, chain.tokens, result)

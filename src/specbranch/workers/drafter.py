@@ -1,385 +1,286 @@
-"""The draft executor's worker: drafts chains, and branches while the target verifies."""
+"""The drafter: drafts chains, and branches while the target verifies, for many texts at once.
+
+It knows no target. It takes committed token ids and limits, and gives chains and branches. Any
+engine can use it, in its own process or behind an executor.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from specbranch.executors.base import Worker
-from specbranch.models.info import CacheSize, ModelInfo
-from specbranch.models.runner import CausalRunner
-from specbranch.policy.acceptance import Calibration
-from specbranch.policy.branching import (
-    DraftLengthPolicy,
-    Outcome,
-    branch_count,
-    candidates,
-    confidence,
-    outcomes,
-)
-from specbranch.policy.latency import best_width
+from specbranch.models.protocol import ModelRunner
+from specbranch.policy.acceptance import AcceptanceModel
+from specbranch.policy.branch_budget import allot, select_growing
+from specbranch.policy.latency import LatencyLine
 from specbranch.policy.ngram import Match, NgramIndex
-from specbranch.policy.signal import Signal
-from specbranch.sampling.processors import warp
-from specbranch.sampling.samplers import DRAFT, make_sampler
-from specbranch.workers.draft_tree import Drafted, Path, Text
-from specbranch.workers.messages import Branch, BranchPlan, Chain, CommitUpdate, Opening
+from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.samplers import make_sampler
+from specbranch.workers.draft_forward import DraftForward
+from specbranch.workers.draft_messages import branch_message, chain_message
+from specbranch.workers.draft_tree import BranchState, ChainState, DraftTree
+from specbranch.workers.messages import Branch, BranchText, CommitUpdate, Draft, DraftText, OpenText
+from specbranch.workers.outcome_planner import OutcomePlanner
+from specbranch.workers.text_worker import TextWorker
 
 
-class DraftWorker(Worker):
-    """Holds the draft, and a tree of what it drafted.
+class Drafter(TextWorker):
+    """Holds the draft model and a tree of drafted tokens for each text.
 
     Args:
         runner: the draft model.
         name: of the model.
     """
 
-    def __init__(self, runner: CausalRunner, name: str = "draft") -> None:
-        self._runner = runner
-        self._name = name
-        self._texts: dict[int, Text] = {}
-        self._drafted: dict[int, int] = {}
-        self._calibration = Calibration()
-        self._retrieval = Calibration(least=0.0)
+    def __init__(self, runner: ModelRunner, name: str = "draft") -> None:
+        super().__init__(runner, name)
+        self._trees: dict[int, DraftTree] = {}
+        self._acceptance = AcceptanceModel()
+        self._forward = DraftForward(runner, self._meter)
+        self._planner = OutcomePlanner(self._acceptance)
 
-    def describe(self) -> ModelInfo:
-        """What the model is."""
-        return self._runner.describe(self._name)
-
-    def cache_size(self, sequence: int) -> CacheSize:
-        """What the sequence's keys and values take."""
-        return self._runner.cache_size(sequence)
+    def _meter(self, tokens: int) -> None:
+        self.meter(tokens)  # the hook is set after the worker is made
 
     def reset(self) -> None:
         """Forget how acceptance followed confidence so far."""
-        self._calibration = Calibration()
-        self._retrieval = Calibration(least=0.0)
+        self._acceptance.reset()
 
-    def open(self, sequence: int, opening: Opening) -> None:
-        """Read the prompt, all but its last token, into the cache."""
-        params = opening.params
-        self._runner.open(sequence, opening.capacity + opening.branch_tokens)
-        self._texts[sequence] = Text(
-            list(opening.prompt),
-            params,
-            make_sampler(params),
-            params.processors(),
-            opening.stop_ids,
-            opening.vocabulary,
-            Drafted(len(opening.prompt)),
-            NgramIndex(opening.prompt, self._retrieval),
-        )
-        self._drafted[sequence] = 0
-        if read := opening.prompt[:-1]:
-            self._runner.prefill(sequence, self._read(read))
-            self.meter(len(read))
+    def open(self, texts: Sequence[OpenText]) -> None:
+        """Read the prompts, all but the last token of each, into the cache."""
+        for text in texts:
+            params = text.params
+            self._runner.open(text.id, text.capacity + text.branch_tokens)
+            self._trees[text.id] = DraftTree(
+                text.id,
+                list(text.prompt),
+                params,
+                LogitsPipeline.of(params),
+                make_sampler(params),
+                text.stop_ids,
+                text.vocabulary,
+                ChainState(len(text.prompt)),
+                NgramIndex(text.prompt, self._acceptance.ngram),
+            )
+            if read := text.prompt[:-1]:
+                self._runner.prefill(text.id, self._forward.readable(read))
+                self.meter(len(read))
 
-    def close(self, sequence: int) -> int:
-        """Forget the sequence, however far it was opened; returns how many tokens it drafted."""
-        self._runner.close(sequence)
-        self._texts.pop(sequence, None)
-        return self._drafted.pop(sequence, 0)
+    def close(self, ids: Sequence[int]) -> list[int]:
+        """Forget texts, however far they were opened; returns the tokens drafted for each."""
+        drafted = []
+        for id in ids:
+            self._runner.close(id)
+            tree = self._trees.pop(id, None)
+            drafted.append(0 if tree is None else tree.drafted)
+        return drafted
 
-    def draft(
+    def commit(self, updates: Sequence[tuple[int, CommitUpdate]]) -> None:
+        """Take in what became of the drafted tokens of texts."""
+        for id, update in updates:
+            self._commit(self._trees[id], update)
+
+    def draft(self, texts: Sequence[DraftText]) -> list[Draft]:
+        """Draft stage: a chain for each text, as far as its policy would keep it.
+
+        The texts grow together: one batched forward a step over all chains that still grow. Where
+        a text repeats itself, its chain is an n-gram match and takes no forward.
+        """
+        trees = [self._trees[text.id] for text in texts]
+        for tree, text in zip(trees, texts, strict=True):
+            self._commit(tree, text.update)
+            tree.start_chain()
+        growing = []
+        for tree, text in zip(trees, texts, strict=True):
+            match = self._match(tree, [], text.retrieval) if text.retrieval > 0 else None
+            if match is not None:
+                tree.chain.retrieved, tree.chain.confidences = True, match.strengths
+                tree.tokens += match.tokens
+            elif text.gamma > 0:
+                growing.append((tree, text))
+        while growing:
+            rows = self._forward.next_logits([tree for tree, _ in growing])
+            growing = [
+                (tree, text)
+                for (tree, text), row in zip(growing, rows, strict=True)
+                if self._extend(tree, text, row)
+            ]
+        for tree in trees:
+            tree.drafted += len(tree.chain.confidences)
+        return [chain_message(tree, self._acceptance) for tree in trees]
+
+    def _extend(self, tree: DraftTree, text: DraftText, logits: Tensor) -> bool:
+        """Add a token to the chain unless the policy ends it there; whether it goes on."""
+        chain, policy = tree.chain, text.policy
+        place = [len(tree.tokens)]
+        judged = self._forward.judge(tree, logits[None], [tree.tokens], place)
+        [log_q], confidences = judged.log_q, chain.confidences + judged.confidences
+        coupled = tree.params.coupled
+        acceptance = self._acceptance.of_draft(policy.signal, confidences, coupled)
+        if policy.kept(acceptance) < len(confidences):
+            return False
+        if chain.log_q and policy.ends_before(log_q):
+            return False
+        [token] = self._forward.choose(tree, judged, place)
+        chain.confidences = confidences
+        chain.log_q.append(log_q)
+        tree.tokens.append(token)
+        if token in tree.stop_ids or len(confidences) >= text.gamma:
+            return False
+        return policy.goes_on(acceptance, self._acceptance.of(coupled).mean)
+
+    def branch(
         self,
-        sequence: int,
-        resolution: CommitUpdate,
-        gamma: int,
-        rule: DraftLengthPolicy,
-        retrieval: int = 0,
-    ) -> Chain:
-        """Draft stage: a chain of at most `gamma` tokens, as far as the rule would keep it.
+        texts: Sequence[BranchText],
+        step: LatencyLine | None = None,
+        budget: int | None = None,
+    ) -> list[list[Branch]]:
+        """Branch stage: prepare for outcomes of each text's verification, and go on from each.
+
+        All branches of all texts grow together, in one batched forward a step over the prefixes
+        they share. A branch stops growing at its text's limits, at the first position whose
+        acceptance estimate is below its ε, or at a token that ends the text. All stop when the
+        executor asks for it. A branch that an n-gram match continues does not grow.
 
         Args:
-            retrieval: most tokens to take from earlier in the text instead, which is at once.
+            texts: what to branch for.
+            step: latency of a draft step; the branches that grow are those worth their time.
+            budget: most branches over all texts.
         """
-        text = self._texts[sequence]
-        self._resolve(sequence, text, resolution)
-        chain = text.chain = Drafted(len(text.tokens))
-        if retrieval > 0 and (match := self._look_up(text, [], retrieval)):
-            chain.retrieved, chain.confidences = True, match.strengths
-            text.tokens += match.tokens
-            self._drafted[sequence] += len(match.tokens)
-            return self._chain(text, match.tokens, match.strengths, [], retrieved=True)
-        for _ in range(gamma):
-            logits = self._next_logits(sequence, text)
-            log_q = self._warp(text, logits[None], [text.tokens])
-            places, row = [len(text.tokens)], log_q[0]
-            confidences = chain.confidences + self._confidence(text, logits[None], log_q, places)
-            acceptance = self._acceptance(rule.signal, confidences)
-            if rule.kept(acceptance) < len(confidences):
-                break
-            if chain.log_q and rule.ends_before(row):
-                break
-            [token] = self._choose(text, log_q, places)
-            chain.confidences = confidences
-            chain.log_q.append(row)
-            text.tokens.append(token)
-            going_on = rule.goes_on(acceptance, self._calibration.mean)
-            if token in text.stop_ids or not going_on:
-                break
-        self._drafted[sequence] += len(chain.confidences)
-        return self._chain(text, text.tokens[chain.start :], chain.confidences, chain.log_q)
-
-    def branch(self, sequence: int, resolution: CommitUpdate, plan: BranchPlan) -> list[Branch]:
-        """Branch stage: prepare for outcomes of the chain's verification, and go on from each.
-
-        Branches grow together, one batched forward a step, over the one cache of the text they
-        share. A branch stops growing at the plan's length, at the first position that is likelier
-        to be rejected than its ε allows, or at a token that ends the text; all stop when the
-        executor
-        is told to. One that the text itself knows how to continue does not grow.
-        """
-        text = self._texts[sequence]
-        self._resolve(sequence, text, resolution)
-        planned = self._plan(sequence, text, plan)
-        start = text.chain.start
-        ids = self._runner.fork(sequence, [start + outcome.accepted for outcome in planned])
-        text.branches = [
-            Path(i, start + o.accepted, o.accepted, o.probability, [o.token])
-            for i, o in zip(ids, planned, strict=True)
-        ]
-        growing = [
-            path
-            for path in text.branches
-            if path.tokens[0] not in text.stop_ids and path.accepted + 1 < plan.room
-        ]
-        if plan.retrieval > 0:
-            growing = [path for path in growing if not self._continue(text, path, plan)]
-        for _ in range(plan.gamma):
+        trees = [self._trees[text.id] for text in texts]
+        for tree, text in zip(trees, texts, strict=True):
+            self._commit(tree, text.update)
+        growing = self._fork(trees, texts, budget)
+        longest = max((text.gamma for text in texts), default=0)
+        for taken in range(longest):
+            growing = [entry for entry in growing if taken < entry[1].gamma]
             if not growing or self.stopped():
                 break
-            count = len(growing)
-            if plan.step is not None:
-                growing.sort(key=lambda path: -path.reach)
-                count = best_width([path.reach for path in growing], plan.step)
-            grown = self._grow(sequence, text, growing[:count], plan)
-            growing = growing[count:] + [
-                path for path in grown if path.accepted + len(path.tokens) < plan.room
-            ]
-        self._drafted[sequence] += sum(len(path.tokens) for path in text.branches)
+            chosen = select_growing([branch.probability for _, _, branch in growing], step)
+            grown = self._grow([growing[i] for i in chosen])
+            rest = set(range(len(growing))) - set(chosen)
+            growing = [growing[i] for i in sorted(rest)] + grown
+        for tree in trees:
+            tree.drafted += sum(len(branch.tokens) for branch in tree.branches)
         return [
-            Branch(
-                path.accepted,
-                path.tokens[0],
-                self._chain(text, path.tokens[1:], path.confidences, path.log_q, path.retrieved),
-            )
-            for path in text.branches
+            [branch_message(tree, branch, self._acceptance) for branch in tree.branches]
+            for tree in trees
         ]
 
-    def _look_up(self, text: Text, more: list[int], most: int) -> Match | None:
+    def _fork(
+        self, trees: Sequence[DraftTree], texts: Sequence[BranchText], budget: int | None
+    ) -> list[tuple[DraftTree, BranchText, BranchState]]:
+        """Start the branches of every text; returns those that can grow."""
+        branching = [
+            self._planner.can_branch(tree, text) for tree, text in zip(trees, texts, strict=True)
+        ]
+        open_ended = [tree for tree, can in zip(trees, branching, strict=True) if can]
+        self._forward.read_chains([t for t in open_ended if t.chain.retrieved])
+        rows = dict(
+            zip(
+                [tree.id for tree in open_ended],
+                self._forward.next_logits(open_ended) if open_ended else [],
+                strict=True,
+            )
+        )
+        planned = [
+            self._planner.plan(tree, text, self._forward, rows[tree.id]) if can else []
+            for tree, text, can in zip(trees, texts, branching, strict=True)
+        ]
+        if budget is not None:
+            planned = allot(planned, budget)
+        growing = []
+        for tree, text, outcomes in zip(trees, texts, planned, strict=True):
+            start = tree.chain.start
+            forks = [start + outcome.accepted for outcome in outcomes]
+            ids = self._runner.fork(tree.id, forks)
+            tree.branches = [
+                BranchState(id, fork, outcome.accepted, outcome.probability, [outcome.token])
+                for id, fork, outcome in zip(ids, forks, outcomes, strict=True)
+            ]
+            growing += [
+                (tree, text, branch)
+                for branch in tree.branches
+                if branch.tokens[0] not in tree.stop_ids
+                and branch.accepted + 1 < text.room
+                and not self._continue(tree, text, branch)
+            ]
+        return growing
+
+    def _grow(
+        self, entries: Sequence[tuple[DraftTree, BranchText, BranchState]]
+    ) -> list[tuple[DraftTree, BranchText, BranchState]]:
+        """One step of these branches; returns those that may go on, in the given order."""
+        by_text: dict[int, list[tuple[DraftTree, BranchText, BranchState]]] = {}
+        for entry in entries:
+            by_text.setdefault(entry[0].id, []).append(entry)
+        groups = [*by_text.values()]
+        rows = self._forward.step([(group[0][0], [b for _, _, b in group]) for group in groups])
+        going_on = set()
+        for group, logits in zip(groups, rows, strict=True):
+            tree, text, _ = group[0]
+            branches = [branch for _, _, branch in group]
+            places = [branch.fork + len(branch.tokens) for branch in branches]
+            contexts = [tree.tokens[: b.fork] + b.tokens for b in branches]
+            judged = self._forward.judge(tree, logits, contexts, places)
+            tokens = self._forward.choose(tree, judged, places)
+            for i, (branch, value, token) in enumerate(
+                zip(branches, judged.confidences, tokens, strict=True)
+            ):
+                branch.logits.append(logits[i])
+                place = branch.accepted + len(branch.tokens)
+                [acceptance] = self._acceptance.of_draft(
+                    text.signal, [value], tree.params.coupled, place
+                )
+                if acceptance < text.epsilon:
+                    continue
+                branch.tokens.append(token)
+                branch.confidences.append(value)
+                branch.log_q.append(judged.log_q[i])
+                branch.probability *= acceptance
+                if token not in tree.stop_ids and branch.accepted + len(branch.tokens) < text.room:
+                    going_on.add((tree.id, branch.id))
+        return [entry for entry in entries if (entry[0].id, entry[2].id) in going_on]
+
+    def _match(self, tree: DraftTree, more: list[int], most: int) -> Match | None:
         """What the text repeats, if that is as likely to be accepted as what the draft says.
 
         Args:
             more: tokens after the committed text.
         """
-        text.retrieval.learn(text.tokens[text.retrieval.length : text.chain.start])
-        return text.retrieval.continuation(more, most, self._calibration.mean, text.stop_ids)
+        tree.ngrams.learn(tree.tokens[tree.ngrams.length : tree.chain.start])
+        least = self._acceptance.of(tree.params.coupled).mean
+        return tree.ngrams.continuation(more, most, least, tree.stop_ids)
 
-    def _continue(self, text: Text, path: Path, plan: BranchPlan) -> bool:
-        """Continue a branch by what the text repeats; whether there was something."""
-        more = text.tokens[text.chain.start : path.fork] + path.tokens
-        match = self._look_up(text, more, min(plan.retrieval, plan.room - path.accepted - 1))
+    def _continue(self, tree: DraftTree, text: BranchText, branch: BranchState) -> bool:
+        """Continue a branch by an n-gram match; whether there was one."""
+        if text.retrieval <= 0:
+            return False
+        more = tree.tokens[tree.chain.start : branch.fork] + branch.tokens
+        match = self._match(tree, more, min(text.retrieval, text.room - branch.accepted - 1))
         if match is None:
             return False
-        path.tokens += match.tokens
-        path.confidences = match.strengths
-        path.retrieved = True
+        branch.tokens += match.tokens
+        branch.confidences = match.strengths
+        branch.retrieved = True
         return True
 
-    def _grow(self, sequence: int, text: Text, paths: list[Path], plan: BranchPlan) -> list[Path]:
-        """One step of these branches; returns those that may go on."""
-        last = self._read([path.tokens[-1] for path in paths])
-        ids = [path.id for path in paths]
-        rows = self._runner.step(sequence, dict(zip(ids, last, strict=True)))
-        self.meter(len(ids))
-        after = self._fit(text, rows)
-        places = [path.fork + len(path.tokens) for path in paths]
-        contexts = [text.tokens[: p.fork] + p.tokens for p in paths] if text.processors else []
-        log_q = self._warp(text, after, contexts)
-        values = self._confidence(text, after, log_q, places)
-        chosen = self._choose(text, log_q, places)
-        still = []
-        for i, (path, value, token) in enumerate(zip(paths, values, chosen, strict=True)):
-            path.logits.append(after[i])
-            place = path.accepted + len(path.tokens)
-            [acceptance] = self._acceptance(plan.signal, [value], place)
-            if acceptance < plan.epsilon:
-                continue
-            path.tokens.append(token)
-            path.confidences.append(value)
-            path.log_q.append(log_q[i])
-            path.reach *= acceptance
-            if token not in text.stop_ids:
-                still.append(path)
-        return still
+    def _commit(self, tree: DraftTree, update: CommitUpdate) -> None:
+        """Apply an update to the tree, the runner's cache and the acceptance model."""
+        if update.survivor is not None:
+            self._learn(tree, tree.branches[update.survivor].accepted)
+        elif update.tokens:
+            self._learn(tree, update.length - tree.chain.start)
+        survivor = tree.apply(update)
+        if survivor is not None:
+            self._runner.keep(tree.id, survivor.id)
+        self._runner.rewind(tree.id, min(update.length, self._runner.length(tree.id)))
 
-    def _resolve(self, sequence: int, text: Text, resolution: CommitUpdate) -> None:
-        """Make the valid path the trunk: keep the survivor, rewind, append what was committed."""
-        if resolution.survivor is not None:
-            path = text.branches[resolution.survivor]
-            self._learn(text.chain, path.accepted)
-            self._runner.keep(sequence, path.id)
-            del text.tokens[path.fork :]
-            # Those of the old chain, which may have been longer, are of another text.
-            text.logits = {path.fork + 1 + i: logits for i, logits in enumerate(path.logits)}
-            text.tokens += path.tokens
-            text.chain = Drafted(path.fork + 1, path.retrieved, path.confidences, path.log_q)
-        elif resolution.tokens:
-            self._learn(text.chain, resolution.length - text.chain.start)
-        text.branches = []
-        text.chain.cut(resolution.length)
-        del text.tokens[resolution.length :]
-        self._runner.rewind(sequence, min(resolution.length, self._runner.length(sequence)))
-        text.logits = {n: row for n, row in text.logits.items() if n == resolution.length}
-        text.tokens += resolution.tokens
-        if resolution.tokens:  # the old chain ends before them
-            text.chain = Drafted(len(text.tokens))
-
-    def _learn(self, chain: Drafted, accepted: int) -> None:
-        """Take in how far a chain was accepted: what follows a rejected token was not tested."""
-        if chain.retrieved:
+    def _learn(self, tree: DraftTree, accepted: int) -> None:
+        """Learn how far a chain was accepted: what follows a rejected token was not tested."""
+        if tree.chain.retrieved:
             return
-        for i, value in enumerate(chain.confidences[: accepted + 1]):
-            self._calibration.observe(value, i < accepted)
-
-    def _plan(self, sequence: int, text: Text, plan: BranchPlan) -> list[Outcome]:
-        """Outcomes to prepare for."""
-        chain, start = text.chain, text.chain.start
-        drafted = text.tokens[start:]
-        ends = bool(drafted) and drafted[-1] in text.stop_ids
-        at_point = plan.branching == "point"
-        if at_point and (ends or len(drafted) >= plan.room):
-            return []
-        if plan.room < 1:
-            return []
-        if chain.retrieved:
-            self._read_chain(sequence, text)
-        logits = self._next_logits(sequence, text)
-        log_q = self._warp(text, logits[None], [text.tokens])
-        [value] = self._confidence(text, logits[None], log_q, [len(text.tokens)])
-        if at_point:
-            scores = text.sampler.scores(log_q[0], len(text.tokens), DRAFT)
-            k = branch_count(value, plan.k_max)
-            return [Outcome(len(drafted), token, p) for token, p in candidates(scores, k)]
-        rows = [
-            text.sampler.scores(row, start + i, DRAFT)
-            for i, row in enumerate([*chain.log_q, log_q[0]])
-        ]
-        acceptance = self._of_chain(plan.signal, chain)
-        if not text.sends_log_q:
-            # The draft would go on with the best there, which is accepted more often than q says.
-            acceptance += self._acceptance(plan.signal, [value], len(drafted))
-        even = plan.branching == "even"
-        planned = outcomes(drafted, acceptance, torch.stack(rows), plan.k_max, even)
-        most = min(plan.room, len(drafted)) if ends else plan.room
-        return [outcome for outcome in planned if outcome.accepted < most]
-
-    def _acceptance(
-        self, signal: Signal | None, confidences: list[float], place: int = 0
-    ) -> list[float]:
-        """Estimated probability of each token's acceptance, given those before it.
-
-        Args:
-            place: of the first of them after the committed text.
-        """
-        if signal is not None and signal.offsets:
-            return signal.acceptance(confidences, place)
-        return [self._calibration.estimate(value) for value in confidences]
-
-    def _of_chain(self, signal: Signal | None, chain: Drafted) -> list[float]:
-        """The same of a chain, retrieved or not."""
-        if chain.retrieved:
-            return [self._retrieval.estimate(value) for value in chain.confidences]
-        return self._acceptance(signal, chain.confidences)
-
-    def _read_chain(self, sequence: int, text: Text) -> None:
-        """Run a retrieved chain, for what the draft would have said at its places."""
-        chain, count = text.chain, len(text.tokens)
-        if count in text.logits:
-            return
-        covered = min(self._runner.length(sequence), chain.start - 1)
-        self._runner.rewind(sequence, covered)
-        lacking = self._read(text.tokens[covered:])
-        logits = self._fit(text, self._runner.run(sequence, lacking).logits)
-        self.meter(len(lacking))
-        text.logits[count] = logits[-1]
-        places = range(chain.start, count)
-        rows = logits[chain.start - covered - 1 : -1]
-        contexts = [text.tokens[:place] for place in places]
-        chain.log_q = [*warp(rows, contexts, text.processors)] if places else []
-
-    def _next_logits(self, sequence: int, text: Text) -> Tensor:
-        """Raw logits ``[vocabulary]`` after the last token; runs what the cache lacks."""
-        count = len(text.tokens)
-        if count not in text.logits:
-            covered = min(self._runner.length(sequence), count - 1)
-            self._runner.rewind(sequence, covered)
-            lacking = self._read(text.tokens[covered:])
-            text.logits[count] = self._fit(text, self._runner.run(sequence, lacking).logits[-1])
-            self.meter(len(lacking))
-        return text.logits[count]
-
-    @staticmethod
-    def _warp(text: Text, logits: Tensor, contexts: list[list[int]]) -> Tensor:
-        """Log q after each context, ``[n, vocabulary]`` as the raw logits.
-
-        Args:
-            contexts: of no account where there are no processors.
-        """
-        if text.processors:
-            return warp(logits, contexts, text.processors)
-        return logits.log_softmax(-1)  # all rows at once: how a draft rounds matters to nobody
-
-    @staticmethod
-    def _confidence(text: Text, logits: Tensor, log_q: Tensor, places: list[int]) -> list[float]:
-        """At each of n places of the text."""
-        if not text.params.coupled:
-            if text.processors:
-                return confidence(logits)
-            unwarped: list[float] = log_q.amax(-1).exp().tolist()
-            return unwarped
-        # The noise is the target's as well: with it, sampling is greedy decoding.
-        pairs = zip(log_q, places, strict=True)
-        return confidence(torch.stack([text.sampler.scores(q, at, DRAFT) for q, at in pairs]))
-
-    @staticmethod
-    def _choose(text: Text, log_q: Tensor, places: list[int]) -> list[int]:
-        """The token to draft at each of n places of the text."""
-        if text.params.greedy:
-            greedy: list[int] = log_q.argmax(-1).tolist()
-            return greedy
-        pairs = zip(log_q, places, strict=True)
-        return [text.sampler.token(q, at, DRAFT) for q, at in pairs]
-
-    def _read(self, tokens: list[int]) -> list[int]:
-        """Where pairs pad one vocabulary differently, the target may say an id the draft lacks."""
-        return [min(token, self._runner.vocabulary - 1) for token in tokens]
-
-    @staticmethod
-    def _fit(text: Text, logits: Tensor) -> Tensor:
-        """Pairs of one tokenizer may pad their vocabularies differently: use the target's size."""
-        lacking = text.vocabulary - logits.shape[-1]
-        if lacking > 0:
-            return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
-        return logits[..., : text.vocabulary]
-
-    def _chain(
-        self,
-        text: Text,
-        tokens: list[int],
-        confidences: list[float],
-        rows: list[Tensor],
-        retrieved: bool = False,
-    ) -> Chain:
-        """A message, which holds nothing that will change."""
-        if retrieved:
-            rows = [self._certain(text, token) for token in tokens]
-        log_q = torch.stack(rows).cpu() if rows and text.sends_log_q else None
-        acceptance = self._of_chain(None, Drafted(0, retrieved, confidences))
-        return Chain(tokens, [*confidences], acceptance, log_q, retrieved)
-
-    @staticmethod
-    def _certain(text: Text, token: int) -> Tensor:
-        """Log q where nothing else could have been drafted."""
-        return torch.full((text.vocabulary,), -torch.inf).index_fill_(0, torch.tensor(token), 0.0)
+        calibration = self._acceptance.of(tree.params.coupled)
+        for i, value in enumerate(tree.chain.confidences[: accepted + 1]):
+            calibration.observe(value, i < accepted)

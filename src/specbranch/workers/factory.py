@@ -1,21 +1,23 @@
-"""Workers from the names of their models, made where they will run."""
+"""Workers from models, or from the names of models, made where they will run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+from transformers import PreTrainedModel
+
+from specbranch.config import PaddingOption
 from specbranch.executors.cpu_affinity import CpuAffinity
 from specbranch.models.info import ModelInfo
 from specbranch.models.loader import ModelSpec, load_model
 from specbranch.models.padding import Padding
 from specbranch.models.runner import CausalRunner
-from specbranch.models.validation import invariant_from, same_with, validate_cache
-from specbranch.policy.hrad import HRAD
+from specbranch.models.validation import invariant_from, same_with, validate
+from specbranch.policy.hrad import HRAD, RecordingSetup
 from specbranch.policy.online_hrad import GAMMA, LAYERS, OnlineHRAD
-from specbranch.training.hrad.records import RecordingSetup
-from specbranch.workers.drafter import DraftWorker
-from specbranch.workers.verifier import TargetWorker
+from specbranch.workers.drafter import Drafter
+from specbranch.workers.verifier import Verifier
 from specbranch.zoo import PREDICTORS
 
 Predictor = Path | Literal["online"]
@@ -37,34 +39,51 @@ def pick_predictor(
     return bundled if fits else None
 
 
-def make_target(
+def make_verifier(
     spec: ModelSpec, hrad: Predictor | None = None, alone: CpuAffinity | None = None
-) -> TargetWorker:
+) -> Verifier:
     """Load a target, and its predictor.
 
     Args:
-        alone: what it may get of the machine later, instead of what it has now.
+        alone: the CPU affinity that it may get later, instead of what it has now.
 
     Raises:
-        InputError, UnsupportedModelError: as `load_model` and `validate_cache`.
+        InputError, UnsupportedModelError: as `load_model` and `validate`.
     """
     runner = CausalRunner(load_model(spec))
     _prepare(runner, spec, verifies=True)
-    if spec.padding == "auto":
-        runner.invariant_from = invariant_from(runner)
-    padding = Padding.pick(spec.padding, runner.invariant_from)
-    validate_cache(runner, spec.name, padding)
+    padding = _validated_padding(runner, spec.name, spec.padding)
     if alone is not None and padding.aligned:
         runner.any_threads = same_with(alone, runner, padding)
     predictor: HRAD | OnlineHRAD | None = None
     if hrad == "online":
-        predictor = OnlineHRAD(_online_setting(runner.describe(spec.name)), runner.device)
+        predictor = OnlineHRAD(_online_setup(runner.describe(spec.name)), runner.device)
     elif hrad is not None:
         predictor = HRAD.load(hrad).to(runner.device)
-    return TargetWorker(runner, spec.name, predictor)
+    return Verifier(runner, spec.name, predictor)
 
 
-def _online_setting(target: ModelInfo) -> RecordingSetup:
+def wrap_verifier(model: PreTrainedModel, padding: PaddingOption) -> Verifier:
+    """A verifier of a model in memory, which is left as it is.
+
+    Raises:
+        UnsupportedModelError: as `validate`.
+    """
+    runner = CausalRunner(model)
+    _validated_padding(runner, "target", padding)
+    return Verifier(runner)
+
+
+def _validated_padding(runner: CausalRunner, name: str, asked: PaddingOption) -> Padding:
+    """Find out what is batch-invariant, and try the model at the padding that follows."""
+    if asked == "auto":
+        runner.invariant_from = invariant_from(runner)
+    padding = Padding.pick(asked, runner.invariant_from)
+    validate(runner, name, padding)
+    return padding
+
+
+def _online_setup(target: ModelInfo) -> RecordingSetup:
     return RecordingSetup(
         target.name,
         target.fingerprint,
@@ -85,13 +104,24 @@ def _prepare(runner: CausalRunner, spec: ModelSpec, verifies: bool) -> None:
         runner.pack(int8)
 
 
-def make_draft(spec: ModelSpec) -> DraftWorker:
+def make_drafter(spec: ModelSpec) -> Drafter:
     """Load a draft.
 
     Raises:
-        InputError, UnsupportedModelError: as `load_model` and `validate_cache`.
+        InputError, UnsupportedModelError: as `load_model` and `validate`.
     """
     runner = CausalRunner(load_model(spec))
     _prepare(runner, spec, verifies=False)
-    validate_cache(runner, spec.name)
-    return DraftWorker(runner, spec.name)
+    validate(runner, spec.name)
+    return Drafter(runner, spec.name)
+
+
+def wrap_drafter(model: PreTrainedModel) -> Drafter:
+    """A drafter of a model in memory, which is left as it is.
+
+    Raises:
+        UnsupportedModelError: as `validate`.
+    """
+    runner = CausalRunner(model)
+    validate(runner, "draft")
+    return Drafter(runner)

@@ -1,4 +1,7 @@
-"""What the decoder and the executors tell each other: tokens and numbers."""
+"""What methods, engine and workers tell each other about texts: tokens and numbers, no models.
+
+Every message speaks of one text; the requests in `workers.requests` carry lists of them.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,29 @@ from torch import Tensor
 
 from specbranch.config import Branching
 from specbranch.models.padding import NATURAL, Padding
-from specbranch.policy.latency import LatencyLine
+from specbranch.models.sequence_state import LookaheadRow
+from specbranch.policy.draft_length import DraftLengthPolicy
 from specbranch.policy.signal import Signal
 from specbranch.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True)
-class Opening:
-    """Start of a sequence: sent to both executors.
+class OpenText:
+    """The start of a text. Verifier and drafter get the same message.
 
     Attributes:
+        id: the name of the text on every worker.
         prompt: token ids, at least one.
-        capacity: most tokens the text can come to, prompt included.
-        vocabulary: the target's number of logits; the draft's are cut or padded to it.
-        stop_ids: tokens after which nothing need be drafted.
+        params: how the text is sampled. The seed is set unless they are greedy.
+        capacity: most tokens of the text, prompt included.
+        vocabulary: the target's number of logits. The draft's logits are cut or padded to it.
+        stop_ids: tokens after which nothing is drafted.
         branch_tokens: most tokens that the branches of one round hold together.
         padding: of the target's forwards.
-        signals: whether the target's verifications are to come with H-RAD's signals.
+        judged: whether H-RAD will be asked about the text, so that the verifier keeps features.
     """
 
+    id: int
     prompt: list[int]
     params: SamplingParams
     capacity: int
@@ -35,17 +42,20 @@ class Opening:
     stop_ids: frozenset[int] = frozenset()
     branch_tokens: int = 0
     padding: Padding = NATURAL
-    signals: bool = False
+    judged: bool = False
 
 
 @dataclass(frozen=True)
 class CommitUpdate:
-    """What became of the draft's last work: the text's first `length` tokens, then `tokens`.
+    """What became of the drafter's last work on a text.
+
+    The text is now: the first `length` tokens of the valid path, then `tokens`.
 
     Attributes:
-        survivor: index of the last branch stage's branch that goes on; None if none does.
-        length: how many tokens of the (survivor's) path are still valid.
+        length: how many tokens of the path are valid. The path is the surviving branch's, or else
+            the committed prefix with the chain.
         tokens: committed tokens that follow them.
+        survivor: index of the branch of the last branch stage that survived; None if none did.
     """
 
     length: int
@@ -53,96 +63,143 @@ class CommitUpdate:
     survivor: int | None = None
 
     def then(self, tokens: Sequence[int]) -> CommitUpdate:
-        """The same, and more tokens committed."""
+        """The same update with more committed tokens."""
         return replace(self, tokens=[*self.tokens, *tokens])
 
 
 @dataclass(frozen=True)
-class BranchPlan:
-    """How to branch.
+class DraftText:
+    """Draft a chain for a text.
 
     Attributes:
-        room: most tokens of chain and branch together that can be of use.
-        gamma: most draft steps.
-        k_max: most branches.
-        branching: for which outcomes, see `SpeculativeConfig`.
-        epsilon: a branch stops growing at a position whose chance of acceptance is below.
-        step: what a step of so many branches takes, so that in each step those grow that are worth
-            it; None has all grow in every step.
-        signal: of H-RAD, on the chain that is being verified.
-        retrieval: most tokens to take from earlier in the text, instead of drafting them.
+        id: of the text.
+        update: applied before drafting.
+        gamma: γ, most tokens to draft.
+        policy: decides after each token whether the chain goes on.
+        retrieval: most tokens to take from an earlier n-gram match instead of the draft model.
     """
 
-    room: int
+    id: int
+    update: CommitUpdate
     gamma: int
-    k_max: int
-    branching: Branching
-    epsilon: float = 0.0
-    step: LatencyLine | None = None
-    signal: Signal | None = None
+    policy: DraftLengthPolicy = field(default_factory=DraftLengthPolicy)
     retrieval: int = 0
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Draft tokens in a row.
+class Draft:
+    """Draft tokens in a row: a chain, or the continuation of a branch.
 
     Attributes:
-        confidences: the draft's raw top probability at the place of each token; of a retrieved
-            chain, `Match.strengths`.
-        acceptance: estimated from them, by what the pair's outcomes were so far.
-        log_q: warped log-probabilities ``[n, vocabulary]``, only for the rejection rule.
-        retrieved: from earlier in the text, not from the draft.
+        tokens: ids, n of them.
+        confidences: the draft's confidence at the place of each token; of a retrieved chain,
+            `Match.strengths`.
+        acceptance: estimated probability of acceptance of each token, given those before it.
+        log_q: warped log-probabilities, float32 ``[n, vocabulary]``; only for the rejection rule.
+        retrieved: whether the tokens come from an n-gram match and not from the draft model.
     """
 
-    tokens: list[int]
-    confidences: list[float]
-    acceptance: list[float]
+    tokens: list[int] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    acceptance: list[float] = field(default_factory=list)
     log_q: Tensor | None = None
     retrieved: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def cut(self, length: int) -> Chain:
+    def cut(self, length: int) -> Draft:
         """The first `length` tokens."""
-        log_q = None if self.log_q is None else self.log_q[:length]
         return replace(
             self,
             tokens=self.tokens[:length],
             confidences=self.confidences[:length],
             acceptance=self.acceptance[:length],
-            log_q=log_q,
+            log_q=None if self.log_q is None else self.log_q[:length],
         )
 
 
 @dataclass(frozen=True)
-class Branch:
-    """One outcome that the draft prepared for, and its continuation of it.
+class BranchText:
+    """Branch for the outcomes of the verification that runs meanwhile.
 
     Attributes:
-        accepted: how many tokens of the chain come before it; all of them at the branch point.
+        id: of the text.
+        update: applied before branching. The chain under verification ends the path after it.
+        room: most tokens of chain and branch together that can be of use.
+        gamma: γ, most draft steps.
+        k_max: most branches.
+        branching: which outcomes to prepare for, see `SpeculativeConfig`.
+        epsilon: ε. A branch stops growing at a position whose acceptance estimate is lower.
+        signal: of H-RAD, on the chain under verification.
+        retrieval: most tokens of a branch to take from an earlier n-gram match.
+    """
+
+    id: int
+    update: CommitUpdate
+    room: int
+    gamma: int
+    k_max: int
+    branching: Branching
+    epsilon: float = 0.0
+    signal: Signal | None = None
+    retrieval: int = 0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One outcome that the drafter prepared for, and its continuation.
+
+    Attributes:
+        accepted: how many tokens of the chain the outcome accepts.
         candidate: the target's token after those.
+        continuation: what the draft says after the candidate.
     """
 
     accepted: int
     candidate: int
-    chain: Chain
+    continuation: Draft
 
     @property
     def outcome(self) -> tuple[int, int]:
         return self.accepted, self.candidate
 
     def __len__(self) -> int:
-        return 1 + len(self.chain)
+        return 1 + len(self.continuation)
 
 
 @dataclass(frozen=True)
-class Verification:
-    """A verification's outcome: draft tokens accepted, and the target's token after them.
+class VerifyText:
+    """Verify a chain of draft tokens.
 
     Attributes:
-        guesses: the likeliest token after each lookahead; none where there was no room for them.
+        id: of the text.
+        chain: draft tokens that continue the committed text. Empty for plain decoding.
+        log_q: the draft's log-probabilities, float32 ``[n, vocabulary]``, for the rejection rule.
+            Without them the chain has to match what the target chooses, which is lossless for any
+            chain.
+        lookahead_rows: further tokens of the same forward, for the likeliest token after each.
+        confidences: the draft's at the places of the chain; an online H-RAD learns from them.
+        judged: whether H-RAD may be asked after this verification.
+    """
+
+    id: int
+    chain: list[int] = field(default_factory=list)
+    log_q: Tensor | None = None
+    lookahead_rows: Sequence[LookaheadRow] = ()
+    confidences: Sequence[float] = ()
+    judged: bool = True
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The outcome of a verification.
+
+    Attributes:
+        accepted: how many draft tokens are accepted.
+        token: the target's token after them.
+        guesses: the likeliest token after each lookahead row; empty where the forward had no room
+            for them.
     """
 
     accepted: int

@@ -24,8 +24,8 @@ class FinishReason(StrEnum):
 
 
 @dataclass
-class Sequence:
-    """Committed text of one request.
+class TokenSequence:
+    """The committed text of one request.
 
     Attributes:
         id: the name of the sequence on every executor.

@@ -1,0 +1,111 @@
+"""A text on its way through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from specbranch.config import SpeculativeConfig
+from specbranch.engine.detokenizer import Detokenizer
+from specbranch.methods.base import Method
+from specbranch.methods.registry import MethodSpec
+from specbranch.metrics import Fates, Metrics, Round
+from specbranch.models.padding import Padding
+from specbranch.outputs import CompletionOutput, Piece, RequestOutput, Speculation
+from specbranch.sampling_params import SamplingParams
+from specbranch.token_sequence import FinishReason, TokenSequence
+
+
+@dataclass(eq=False)
+class EngineRequest:
+    """A text, how it is decoded, and what it has come to.
+
+    Attributes:
+        prompt: as text; empty where it was given as token ids.
+        sequence: the committed text. Its id is the request's.
+        detokenizer: makes text of it.
+        params: how it is sampled; the seed is set.
+        spec: the decoding method that was asked for.
+        config: how much to draft.
+        padding: of the target's forwards.
+        metrics, rounds: of what was decoded so far.
+        method: the state machine, once the text is open on the workers.
+        drafting: whether the text is open on the drafter.
+        drafted: tokens that the drafter delivered.
+        reason: why the text went on without the draft, if it did.
+        error: what ended the text, if that was no end of its own.
+    """
+
+    prompt: str
+    sequence: TokenSequence
+    detokenizer: Detokenizer
+    params: SamplingParams
+    spec: MethodSpec
+    config: SpeculativeConfig
+    padding: Padding
+    metrics: Metrics = field(default_factory=Metrics)
+    rounds: list[Round] = field(default_factory=list)
+    method: Method | None = None
+    drafting: bool = False
+    reason: str | None = None
+    error: BaseException | None = None
+
+    @property
+    def id(self) -> int:
+        return self.sequence.id
+
+    @property
+    def finished(self) -> bool:
+        return self.sequence.finished
+
+    def absorb(self, done: Round) -> None:
+        """Count a round."""
+        self.rounds.append(done)
+        self.metrics.add(done)
+        if self.finished:
+            self.detokenizer.finish()
+
+    def drop_method(self) -> None:
+        """End the state machine. Drafted tokens whose fate is open stay in flight."""
+        if self.method is not None:
+            self.metrics.fates += Fates(in_flight=self.method.in_flight)
+            self.method = None
+
+    def abort(self) -> None:
+        """End the text where it is."""
+        if not self.finished:
+            self.sequence.finish_reason = FinishReason.ABORT
+            self.detokenizer.finish()
+
+    def pieces(self) -> Iterator[Piece]:
+        """The text that became final since the last call."""
+        for index, text in self.detokenizer.release():
+            yield Piece(text, self.sequence.tokens[index], self.sequence.origins[index])
+
+    def output(self) -> RequestOutput:
+        """What the text has come to."""
+        sequence = self.sequence
+        completion = CompletionOutput(
+            self.detokenizer.text,
+            list(sequence.tokens),
+            list(sequence.origins),
+            sequence.finish_reason or FinishReason.ABORT,
+        )
+        fates = self.metrics.fates
+        return RequestOutput(
+            self.prompt,
+            sequence.prompt,
+            [completion],
+            self.params,
+            self.metrics,
+            self.rounds,
+            Speculation(fates.total > 0, self.reason),
+        )
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """A text that advanced, and the round it advanced by."""
+
+    request: EngineRequest
+    round: Round
