@@ -19,7 +19,7 @@ from specbranch.prompts import read_prompts
 
 
 def load(draft: str, executors: str) -> LLM:
-    return LLM(draft=draft, executors=executors)
+    return LLM(draft=draft, executor=executors)
 
 
 def main() -> None:

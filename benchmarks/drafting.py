@@ -21,8 +21,8 @@ import panels
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
+from specbranch.config import SpeculativeConfig
 from specbranch.executors.virtual import Profile
-from specbranch.methods import SpeculativeConfig
 from specbranch.metrics import Metrics, Round
 from specbranch.prompts import read_prompts
 
@@ -42,13 +42,13 @@ RULES = {
 ALONE = replace(FULL, branching="point", k_max=1)
 ABLATIONS = {
     "full": FULL,
-    "no H-RAD": replace(FULL, hrad=False),
+    "no H-RAD": replace(FULL, use_hrad=False),
     "no branches": ALONE,
-    "neither": replace(ALONE, hrad=False),
+    "neither": replace(ALONE, use_hrad=False),
     "no retrieval": BRANCHES,
-    "no retrieval, no H-RAD": replace(BRANCHES, hrad=False),
+    "no retrieval, no H-RAD": replace(BRANCHES, use_hrad=False),
     "no retrieval, no branches": replace(ONE_POINT, k_max=1),
-    "none of the three": replace(ONE_POINT, k_max=1, hrad=False),
+    "none of the three": replace(ONE_POINT, k_max=1, use_hrad=False),
     "one branch point, k_max = 12": replace(ONE_POINT, k_max=12),
     "one branch point, k_max = 12, ε = 0.3": replace(ONE_POINT, k_max=12, epsilon=0.3),
 }
@@ -82,7 +82,7 @@ class Bench:
     """One pair on virtual executors, and the prompts by suite."""
 
     def __init__(self, draft: str, profile: Profile, files: list[Path], count: int, tokens: int):
-        self._llm = LLM(draft=draft, executors="virtual", profile=profile)
+        self._llm = LLM(draft=draft, executor="virtual", profile=profile)
         encode = self._llm.tokenizer
         self._prompts = {
             file.stem: [
@@ -100,7 +100,7 @@ class Bench:
         found = {}
         for suite, prompts in tqdm(self._prompts.items(), desc=label, leave=False):
             outputs = [
-                self._llm.generate([ids], self._params, method=method, options=options)[0]
+                self._llm.generate([ids], self._params, method=method, config=options)[0]
                 for ids in prompts
             ]
             rounds = [done for output in outputs for done in output.rounds]
@@ -197,7 +197,7 @@ def main() -> None:
         if "thresholds" in options.sections:
             print("\n### Threshold\n", flush=True)
             thresholds = {
-                f"ε = {epsilon}, {label}": replace(FULL, epsilon=epsilon, hrad=hrad)
+                f"ε = {epsilon}, {label}": replace(FULL, epsilon=epsilon, use_hrad=hrad)
                 for hrad, label in ((True, "H-RAD"), (False, "no H-RAD"))
                 for epsilon in THRESHOLDS
             }

@@ -18,8 +18,8 @@ import panels
 from tqdm import tqdm
 
 from specbranch import LLM, SamplingParams
+from specbranch.config import SpeculativeConfig
 from specbranch.executors.virtual import Profile
-from specbranch.methods import SpeculativeConfig
 from specbranch.metrics import Metrics, Round
 from specbranch.prompts import read_prompts
 
@@ -35,7 +35,7 @@ def decode(llm: LLM, prompts: list[list[int]], tokens: int) -> list[Round]:
     options = SpeculativeConfig(speculate="always", retrieval=False)
     rounds: list[Round] = []
     for ids in prompts:
-        found = llm.generate([ids], SamplingParams(max_tokens=TEXT), options=options)
+        found = llm.generate([ids], SamplingParams(max_tokens=TEXT), config=options)
         rounds += found[0].rounds
     return rounds[: _count(rounds, tokens)]
 
@@ -93,7 +93,7 @@ def main() -> None:
     profile = Profile.of_ratio(options.c, 0.03)
     curves = {}
     for label, hrad in PREDICTORS.items():
-        with LLM(draft=options.draft, executors="virtual", profile=profile, hrad=hrad) as llm:
+        with LLM(draft=options.draft, executor="virtual", profile=profile, hrad=hrad) as llm:
             encode = llm.tokenizer
             each = -(-options.streams * texts // len(options.suites))
             suites = [

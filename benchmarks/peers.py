@@ -254,7 +254,7 @@ def measure(options: argparse.Namespace) -> None:
     except OSError as error:
         raise InputError(f"cannot make the folder {options.cache}: {error.strerror}") from None
     everything = available()
-    everything.take()  # inherited by all peers
+    everything.apply()  # inherited by all peers
     os.environ["OMP_NUM_THREADS"] = str(everything.threads)
     differences, no_gguf = make_gguf(options, prompts[0])
     peers = [

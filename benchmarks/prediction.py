@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write the measured profile here")
     options = parser.parse_args()
 
-    pair = Pair.load(lambda executors: LLM(draft=options.draft, executors=executors), "auto")
+    pair = Pair.load(lambda executors: LLM(draft=options.draft, executor=executors), "auto")
 
     def encoded(files: list[Path], limit: int | None) -> list[list[int]]:
         texts = [text for file in files for text in read_prompts(file, limit)]
@@ -87,7 +87,7 @@ def main() -> None:
     params = SamplingParams(max_tokens=options.max_tokens)
     results = run(pair, prompts, params, options.repeats)
     pair.close()
-    with LLM(draft=options.draft, executors="virtual", profile=profile) as llm:
+    with LLM(draft=options.draft, executor="virtual", profile=profile) as llm:
         predicted = predict(llm, profile, prompts, params, gammas=(GAMMA,))
     print("| method | measured tokens/s | predicted | predicted ÷ measured | M | predicted |")
     print("|---|---|---|---|---|---|")

@@ -21,8 +21,9 @@ from specbranch import LLM, SamplingParams
 from specbranch.models.loader import ModelSpec, load_model
 from specbranch.policy.branching import confidence
 from specbranch.prompts import read_prompts
-from specbranch.sampling.processors import warp
-from specbranch.sampling.samplers import TARGET, make_sampler
+from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.rng import Stream
+from specbranch.sampling.samplers import make_sampler
 
 PROMPT = 512  # tokens that are read of one
 
@@ -49,18 +50,16 @@ def main() -> None:
     with LLM(draft=None) as llm, torch.inference_mode():
         for temperature in options.temperatures:
             params = SamplingParams(temperature=temperature, seed=1, max_tokens=options.tokens)
-            sampler, processors = make_sampler(params), params.processors()
+            sampler, pipeline = make_sampler(params), LogitsPipeline.of(params)
             found: dict[str, list[tuple[float, float, bool]]] = {name: [] for name in drafts}
             for text in tqdm(prompts, f"temperature {temperature:g}"):
                 ids = llm.tokenizer(text, truncation=True, max_length=PROMPT)["input_ids"]
                 [output] = llm.generate([ids], params)
                 read, tokens = len(ids), ids + output.outputs[0].token_ids
-                contexts = [tokens[:place] for place in range(read, len(tokens))]
+                places = range(read, len(tokens))
                 for name, draft in drafts.items():
                     logits = draft(torch.tensor([tokens])).logits[0, read - 1 : -1].float()
-                    log_q = warp(logits, contexts, processors)
-                    pairs = zip(log_q, contexts, strict=True)
-                    scores = torch.stack([sampler.scores(q, len(c), TARGET) for q, c in pairs])
+                    scores = sampler.scores(pipeline(logits), places, Stream.TARGET)
                     right = scores.argmax(-1) == torch.tensor(tokens[read:])
                     values = confidence(logits), confidence(scores), right.tolist()
                     found[name] += zip(*values, strict=True)

@@ -12,12 +12,12 @@ from specbranch import LLM, SamplingParams, __version__
 def load(method: str, gamma: int | None) -> tuple[str, Generate]:
     # Models in turn have all cores each; SpecBranch divides them between both.
     executors = "auto" if method == "specbranch" else "inline"
-    llm = LLM(executors=executors, method=method, gamma=gamma or "auto")
+    llm = LLM(executor=executors, method=method, gamma=gamma or "auto")
     if method == "autoregressive":
         llm = llm.plain()
     # In turn, the models have the cores that the executors have together.
-    if llm.executors == "inline":
-        llm.affinity.alone.take()
+    if llm.executor == "inline":
+        llm.affinity.alone.apply()
 
     def generate(ids: list[int], count: int) -> list[int]:
         params = SamplingParams(max_tokens=count, ignore_eos=True)

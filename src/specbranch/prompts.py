@@ -19,13 +19,17 @@ def read_jsonl(file: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(_read(file).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file}, line {number}: no JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{file}, line {number}: not a JSON object")
-        yield row
+        yield _row(file, number, line)
+
+
+def _row(file: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}, line {number}: no JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{file}, line {number}: not a JSON object")
+    return row
 
 
 def math_prompt(question: str) -> str:
@@ -35,12 +39,15 @@ def math_prompt(question: str) -> str:
 
 def row_turns(row: dict[str, Any]) -> list[str] | None:
     """What the user says in a row: HumanEval's `prompt`, GSM8K's `question`, Spec-Bench's turns."""
+    turns: object = None
     if "prompt" in row:
-        return [str(row["prompt"])]
-    if "question" in row:
-        return [math_prompt(row["question"])]
-    if isinstance(row.get("turns"), list) and row["turns"]:
-        return [str(turn) for turn in row["turns"]]
+        turns = [row["prompt"]]
+    elif isinstance(row.get("question"), str):
+        turns = [math_prompt(row["question"])]
+    elif "turns" in row:
+        turns = row["turns"]
+    if isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns):
+        return turns
     return None
 
 
@@ -59,18 +66,41 @@ def read_prompts(file: Path, limit: int | None = None) -> list[str]:
             raise InputError(f"{file} is empty: give some text to continue")
         return [text]
     prompts = []
-    for number, row in enumerate(read_jsonl(file), start=1):
-        if limit is not None and number > limit:
-            break
-        turns = row_turns(row)
-        if turns is None:
-            raise InputError(
-                f"{file}, row {number}: no prompt; a row needs 'prompt', 'question' or 'turns'"
-            )
-        prompts.append(turns[0])
-    if not prompts:
-        raise InputError(f"{file} has no rows")
+    for row in read_rows(file, limit):
+        if isinstance(row, InputError):
+            raise row
+        prompts.append(row)
     return prompts
+
+
+def read_rows(file: Path, limit: int | None = None) -> list[str | InputError]:
+    """The prompts of a ``*.jsonl`` file; of a bad row what is wrong with it.
+
+    Args:
+        limit: only the first so many.
+
+    Raises:
+        InputError: the file cannot be read, or has no rows.
+    """
+    found: list[str | InputError] = []
+    for number, line in enumerate(_read(file).split("\n"), start=1):
+        if limit is not None and len(found) == limit:
+            break
+        if not line.strip():
+            continue
+        try:
+            turns = row_turns(_row(file, number, line))
+            if turns is None:
+                raise InputError(
+                    f"{file}, row {len(found) + 1}: no prompt; a row needs 'prompt', "
+                    "'question' or 'turns' with text"
+                )
+            found.append(turns[0])
+        except InputError as error:
+            found.append(error)
+    if not found:
+        raise InputError(f"{file} has no rows")
+    return found
 
 
 def _read(file: Path) -> str:

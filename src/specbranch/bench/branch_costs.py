@@ -14,16 +14,15 @@ from typing import Any
 from tqdm import tqdm
 
 from specbranch.bench.contenders import Pair
+from specbranch.bench.plot_file import check_file
 from specbranch.bench.run import WARM_UP
 from specbranch.bench.spread import Spread
-from specbranch.bench.trials import PARAMS, STEPS, Trials
-from specbranch.config import MOST_BRANCHES
+from specbranch.bench.trials import ROOM, STEPS, Trials
+from specbranch.config import MOST_BRANCHES, SpeculativeConfig
 from specbranch.errors import InputError
 from specbranch.llm import LLM
-from specbranch.methods import SpeculativeConfig
 from specbranch.metrics import Metrics
 from specbranch.sampling_params import SamplingParams
-from specbranch.training.hrad.plot import check_file
 
 WIDTHS = (1, 2, 4, 6, 8, MOST_BRANCHES)
 
@@ -98,7 +97,7 @@ def branch_costs(
 ) -> list[BranchCost]:
     """Measure on the pair's parallel executors; every text by every k in turn, again and again.
 
-    NgramIndex is off, and drafting always on, so that the branches matter.
+    Retrieval is off, and drafting always on, so that the branches matter.
 
     Args:
         prompts: token ids, one at least.
@@ -116,10 +115,10 @@ def branch_costs(
     widths = sorted({1, *widths})
     if not prompts or repeats < 1:
         raise InputError("branches are measured on one prompt or more, in one repeat or more")
-    if llm.max_model_len <= PARAMS.max_tokens:
+    if llm.max_model_len <= ROOM:
         raise InputError(
             f"the context holds {llm.max_model_len} tokens, and a round of branches takes "
-            f"{PARAMS.max_tokens} after the prompt: use a longer one"
+            f"{ROOM} after the prompt: use a longer one"
         )
     ways = {k: SpeculativeConfig(k_max=k, speculate="always", retrieval=False) for k in widths}
     params = SamplingParams(max_tokens=max_tokens)
@@ -165,7 +164,7 @@ def plot(costs: Sequence[BranchCost], file: Path) -> None:
         file: .svg or .png.
 
     Raises:
-        InputError: as `hrad.plot.check_file`.
+        InputError: as `plot_file.check_file`.
     """
     check_file(file)
     import matplotlib.pyplot as plt
@@ -204,7 +203,7 @@ def plot(costs: Sequence[BranchCost], file: Path) -> None:
 def _generate(
     llm: LLM, prompt: list[int], params: SamplingParams, options: SpeculativeConfig
 ) -> Metrics:
-    [output] = llm.generate([prompt], params, method="specbranch", options=options)
+    [output] = llm.generate([prompt], params, method="specbranch", config=options)
     return output.metrics
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from specbranch.config import MOST_BRANCHES
-from specbranch.engine.engine import Prompt
+from specbranch.config import MOST_BRANCHES, SpeculativeConfig
+from specbranch.engine.engine import Engine
+from specbranch.engine.inputs import Prompt
 from specbranch.llm import LLM
-from specbranch.methods import SpeculativeConfig
 from specbranch.outputs import RequestOutput
 from specbranch.sampling_params import SamplingParams
 
@@ -58,6 +59,16 @@ class Entrant(Protocol):
         """Decode one prompt."""
 
 
+def on_target_share(llm: LLM) -> LLM:
+    """The same pair on the same executors, but its target never has more than its own cores."""
+    executors, affinity = llm.engine.executors, llm.affinity
+    kept = copy.copy(llm)
+    kept.engine = Engine(
+        replace(executors, affinity=replace(affinity, alone=affinity.target)), llm.engine.models
+    )
+    return kept
+
+
 @dataclass(frozen=True)
 class Contender:
     """A method of ours.
@@ -81,7 +92,7 @@ class Contender:
 
     def generate(self, prompt: Prompt, params: SamplingParams) -> RequestOutput:
         """Decode one prompt."""
-        return self.llm.generate([prompt], params, method=self.method, options=self.options)[0]
+        return self.llm.generate([prompt], params, method=self.method, config=self.options)[0]
 
 
 @dataclass(frozen=True)
@@ -101,10 +112,10 @@ class Pair:
         """Load the pair for both; `make` loads it on the given kind of executors."""
         parallel = make(executors)
         # On a virtual clock nothing depends on who has which cores.
-        if parallel.executors in ("inline", "virtual"):
+        if parallel.executor in ("inline", "virtual"):
             return cls(parallel, parallel)
         # This process has the models in turn: the same cores as the executors have together.
-        parallel.affinity.alone.take()
+        parallel.affinity.alone.apply()
         return cls(make("inline"), parallel)
 
     def close(self) -> None:
@@ -146,7 +157,7 @@ class Pair:
         label = "SpecBranch, never turned off"
         contenders.append(Contender(ALWAYS_ON, label, self.parallel, "specbranch", on))
         contenders.append(self.as_in_the_paper())
-        kept = self.parallel.on_target_share()
+        kept = on_target_share(self.parallel)
         exact = Contender(BIT_EXACT, "plain decoding, bit-exact", kept, "autoregressive", options)
         contenders.append(replace(exact, competes=False))
         if self.sequential is not self.parallel:
@@ -162,7 +173,7 @@ class Pair:
         """
         if self.sequential is self.parallel:
             return []
-        kept = self.parallel.on_target_share()
+        kept = on_target_share(self.parallel)
         options = replace(options, speculate="always")
         label = "SpecBranch, models in turn on all cores"
         found = [Contender(IN_TURN, label, self.sequential, "specbranch", options, competes=False)]

@@ -39,7 +39,7 @@ def pair_facts(pair: Pair, entrants: list[Entrant]) -> dict[str, Any]:
         "target": _model(llm.target),
         "draft": _model(llm.draft),
         "exactness": str(llm.padding),
-        "executors": llm.executors,
+        "executors": llm.executor,
         "cores": {
             "target, beside the draft": str(llm.affinity.target),
             "draft, beside the target": str(llm.affinity.draft),

@@ -13,9 +13,9 @@ from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
 from specbranch.models.loader import ModelSpec, load_model, quiet
-from specbranch.outputs import CompletionOutput, RequestOutput
+from specbranch.outputs import CompletionOutput, RequestOutput, Speculation
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import FinishReason
+from specbranch.token_sequence import FinishReason
 
 LOOKUP_TOKENS = 10  # what transformers' documentation uses
 
@@ -47,7 +47,7 @@ class Outsider:
         """
         if not params.greedy:
             raise InputError("the reference of transformers is greedy")
-        stops = set(params.stop_token_ids)
+        stops = set(params.stop_token_ids or ())
         if not params.ignore_eos:
             stops |= self.llm.target.eos_ids
         # What the folder's own configuration may ask for besides, such as sampling, is left out.
@@ -87,7 +87,8 @@ class Outsider:
         tokenizer = self.llm.tokenizer
         text = tokenizer.decode(found, skip_special_tokens=True) if tokenizer else ""
         completion = CompletionOutput(text, found, [], reason)
-        return RequestOutput("", prompt, [completion], params, metrics, rounds)
+        nothing = Speculation(drafted=False)
+        return RequestOutput("", prompt, [completion], params, metrics, rounds, nothing)
 
 
 def _rounds(verified: list[int], prompt: int, tokens: list[int]) -> list[Round]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,19 @@ from specbranch.bench.branch_costs import HEADINGS, BranchCost, plot, table
 from specbranch.bench.contenders import ALWAYS_ON, PLAIN, SPECBRANCH
 from specbranch.bench.overlap import overlap
 from specbranch.bench.predicted import predictions
+from specbranch.bench.report_parts import (
+    Figure,
+    Section,
+    Table,
+    bare,
+    details,
+    file_name,
+    has_matplotlib,
+    sampling,
+    subtask,
+    unique,
+    words,
+)
 from specbranch.bench.run import Heat, identical
 from specbranch.bench.speed import ALL, Speed, speeds
 from specbranch.engine import timeline
@@ -28,46 +41,6 @@ METHODS = (
     "have all cores for each model in turn. Tokens a second are means over the questions, time of "
     "reading the prompt included. Intervals are 95 % bootstrap intervals over the questions."
 )
-
-MT_BENCH = (
-    "writing",
-    "roleplay",
-    "reasoning",
-    "math",
-    "coding",
-    "extraction",
-    "stem",
-    "humanities",
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Headings, and rows of as many cells; `words` are cells of text rather than of figures."""
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    words: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing, as a file beside the report and as SVG."""
-
-    file: str
-    svg: str
-    caption: str
-
-
-@dataclass
-class Section:
-    """A part of the report."""
-
-    title: str
-    texts: list[str] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    figures: list[Figure] = field(default_factory=list)
 
 
 class Report:
@@ -95,7 +68,7 @@ class Report:
         self.texts = identical(
             heats, {name: pair["exact"] for name, pair in facts["pairs"].items()}
         )
-        self._draws = _has_matplotlib()
+        self._draws = has_matplotlib()
         (folder / "figures").mkdir(exist_ok=True)
 
     def write(self) -> list[Path]:
@@ -130,7 +103,7 @@ class Report:
         section = Section("Speed", [METHODS])
         for draft, temperature in self._regimes():
             found = [r for r in self.speeds if (r.draft, r.temperature) == (draft, temperature)]
-            regime = f"{draft}, {_sampling(temperature)}"
+            regime = f"{draft}, {sampling(temperature)}"
             section.tables += [
                 self._by_part(found, f"{regime}: × plain decoding, equal cores"),
                 self._by_part(
@@ -139,10 +112,10 @@ class Report:
                     "(the paper's setting: the draft's hardware comes on top)",
                     lambda row: str(row.over_share),
                 ),
-                _details(found, self.labels, regime),
+                details(found, self.labels, regime),
             ]
             section.figures += self._figure(
-                f"speed-{_file_name(draft)}-temp{temperature:g}.svg",
+                f"speed-{file_name(draft)}-temp{temperature:g}.svg",
                 f"{regime}: speed over plain decoding on all cores",
                 partial(plots.speed_up, found, self.labels),
             )
@@ -170,12 +143,12 @@ class Report:
         if len({h.question.category for h in several}) < 2:
             return []
         section = Section("By category", ["Few questions each: see the intervals above."])
-        found = speeds(several, self.rows, part=lambda question: _subtask(question.category))
+        found = speeds(several, self.rows, part=lambda question: subtask(question.category))
         for draft, temperature in dict.fromkeys((row.draft, row.temperature) for row in found):
             rows = [r for r in found if (r.draft, r.temperature) == (draft, temperature)]
             rows = [r for r in rows if r.suite != ALL]
-            caption = f"{draft}, {_sampling(temperature)}: × plain decoding, equal cores"
-            section.tables.append(self._by_part(rows, caption, _bare))
+            caption = f"{draft}, {sampling(temperature)}: × plain decoding, equal cores"
+            section.tables.append(self._by_part(rows, caption, bare))
         return [section]
 
     def _drafting(self) -> Section:
@@ -248,7 +221,7 @@ class Report:
             costs = [BranchCost.from_json(row) for row in rows]
             section.tables.append(Table(HEADINGS, table(costs), draft))
             section.figures += self._figure(
-                f"branches-{_file_name(draft)}.svg", draft, partial(plot, costs)
+                f"branches-{file_name(draft)}.svg", draft, partial(plot, costs)
             )
         return [section]
 
@@ -291,11 +264,11 @@ class Report:
         return [section]
 
     def _environment(self) -> Section:
-        rows = [[name, _words(value)] for name, value in self._facts["machine"].items()]
+        rows = [[name, words(value)] for name, value in self._facts["machine"].items()]
         for draft, pair in self._facts["pairs"].items():
             shown = {k: v for k, v in pair.items() if k not in ("labels", "rows", "exact")}
-            rows += [[f"{draft}: {name}", _words(value)] for name, value in shown.items()]
-        rows += [[f"run: {name}", _words(value)] for name, value in self._settings.items()]
+            rows += [[f"{draft}: {name}", words(value)] for name, value in shown.items()]
+        rows += [[f"run: {name}", words(value)] for name, value in self._settings.items()]
         text = "The same questions for all, method after method within each; fixed seeds."
         return Section("What ran where", [text], [Table(["what", "value"], rows, words=True)])
 
@@ -306,7 +279,7 @@ class Report:
         file = self._folder / "figures" / name
         draw(file)
         text = re.sub(r"<metadata>.*?</metadata>", "", file.read_text(), flags=re.DOTALL)
-        return [Figure(f"figures/{name}", _unique(text[text.index("<svg") :], name), caption)]
+        return [Figure(f"figures/{name}", unique(text[text.index("<svg") :], name), caption)]
 
 
 def write_rounds(heats: Sequence[Heat], file: Path) -> None:
@@ -320,62 +293,3 @@ def write_rounds(heats: Sequence[Heat], file: Path) -> None:
                     for place, done in enumerate(turn.rounds):
                         where = {"method": name, "turn": number, "round": place}
                         lines.write(json.dumps(common | where | asdict(done)) + "\n")
-
-
-def _details(rows: Sequence[Speed], labels: dict[str, str], regime: str) -> Table:
-    last = rows[-1].suite  # the mean, where there are several
-    headings = ["method", "tokens/s", "M", "RB", "target calls / 100 tokens", "target idle"]
-    cells = [
-        [
-            labels[row.method],
-            f"{row.tokens_per_second:.1f}",
-            f"{row.accepted:.2f}",
-            f"{row.rollback:.2f}" if row.rollback or row.method == SPECBRANCH else "–",
-            f"{row.calls:.1f}",
-            f"{100 * row.idle:.0f} %" if row.idle is not None else "–",
-        ]
-        for row in rows
-        if row.suite == last
-    ]
-    return Table(headings, cells, f"{regime}, {last}: how")
-
-
-def _bare(row: Speed) -> str:
-    return f"{row.over_plain.value:.2f}"
-
-
-def _sampling(temperature: float) -> str:
-    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
-
-
-def _subtask(category: str) -> str:
-    """Spec-Bench's six subtasks: the eight categories of MT-bench are one of them."""
-    return "mt_bench" if category in MT_BENCH else category
-
-
-def _words(value: object) -> str:
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {_words(v)}" for name, v in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_words, value)) or "none"
-    return str(value)
-
-
-def _unique(svg: str, name: str) -> str:
-    """Names within a drawing, told from those of the page's other drawings."""
-    stem = name.removesuffix(".svg")
-    for mark in ('id="', "url(#", 'xlink:href="#'):
-        svg = svg.replace(mark, f"{mark}{stem}-")
-    return svg
-
-
-def _file_name(draft: str) -> str:
-    return draft.replace("/", "--")
-
-
-def _has_matplotlib() -> bool:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True

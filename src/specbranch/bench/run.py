@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from specbranch.bench.contenders import BIT_EXACT, Entrant
 from specbranch.bench.suites import Question
 from specbranch.errors import InputError
-from specbranch.executors.base import Span
 from specbranch.metrics import Fates, Metrics, Round
 from specbranch.outputs import RequestOutput
 from specbranch.sampling_params import SamplingParams
+from specbranch.timing import Span
 
 WARM_UP = SamplingParams(max_tokens=16)
 

@@ -1,28 +1,36 @@
 """Rounds of k branches of which nothing is committed, so that they can be run again and again.
 
-They make the calls of `decoders.specbranch`, verify ‖ branch, in its order and with its messages.
+They make the requests of `engine.driver`, verify ‖ branch, in its order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from specbranch.config import MOST_GAMMA
+from specbranch.config import MOST_GAMMA, SpeculativeConfig
+from specbranch.engine.executor_pair import ExecutorPair
+from specbranch.engine.request import EngineRequest
+from specbranch.executors.base import Executor
 from specbranch.llm import LLM
-from specbranch.methods import Executors, SpeculativeConfig
-from specbranch.metrics import Round
-from specbranch.models.info import CacheSize
-from specbranch.policy.branching import DraftLengthPolicy
+from specbranch.methods.registry import METHODS
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import Sequence
-from specbranch.workers.messages import BranchPlan, Chain, CommitUpdate
+from specbranch.token_sequence import TokenSequence
+from specbranch.workers.drafter import Drafter
+from specbranch.workers.messages import BranchText, CommitUpdate, Draft, DraftText, VerifyText
+from specbranch.workers.requests import (
+    BranchRequest,
+    CacheSizeRequest,
+    DraftRequest,
+    RewindRequest,
+    VerifyRequest,
+)
 
 CHAIN = 6  # tokens verified in a trial: about what a round has
 TRIALS = 4  # for each text
 STEPS = 5  # of the branch calls that draft steps are timed in: they fit beside a verification
 # Of a trial's text, never ended early, so that every branch grows in every step.
-PARAMS = SamplingParams(max_tokens=CHAIN + MOST_GAMMA + 4, ignore_eos=True)
+ROOM = CHAIN + MOST_GAMMA + 4
+PARAMS = SamplingParams(max_tokens=ROOM, ignore_eos=True)
 
 
 @dataclass
@@ -41,26 +49,24 @@ class Trials:
     kv_share: list[float] = field(default_factory=list)
     kv_reserved: list[float] = field(default_factory=list)
 
-    def run(self, llm: LLM, prompt: list[int], options: SpeculativeConfig) -> None:
+    def run(self, llm: LLM, prompt: list[int], config: SpeculativeConfig) -> None:
         """Trials after a prompt, or as much of it as leaves room for a round."""
-        request = llm.request(prompt[: llm.max_model_len - PARAMS.max_tokens], PARAMS)
-        for _ in llm.run(request, self._decode, options):
-            raise AssertionError("trials commit nothing")
+        spec = METHODS["specbranch"]
+        room = llm.max_model_len - ROOM
+        request = llm.engine.make_request(prompt[:room], PARAMS, method=spec, config=config)
+        with llm.engine.opened(request):
+            self._rounds(request, llm.engine.executors, config)
 
-    def _decode(
-        self, sequence: Sequence, executors: Executors, options: SpeculativeConfig
-    ) -> Iterator[Round]:
-        """A decoding method that yields no rounds."""
-        yield from ()
-        assert executors.draft is not None
-        executors.share_target(overlap=True)
-        if executors.affinity is not None:
-            executors.draft.set_affinity(executors.affinity.share("draft", overlap=True))
-        resolution = CommitUpdate(sequence.length)
-        drafting = executors.draft.submit(
-            "draft", sequence.id, resolution, CHAIN, DraftLengthPolicy()
-        )
-        trial = _Trial(sequence, executors, options, drafting.result())
+    def _rounds(
+        self, request: EngineRequest, executors: ExecutorPair, config: SpeculativeConfig
+    ) -> None:
+        sequence, drafter = request.sequence, executors.drafter
+        assert drafter is not None
+        executors.set_verifier_affinity(overlapped=True)
+        executors.set_drafter_affinity(overlapped=True)
+        asked = DraftText(sequence.id, CommitUpdate(sequence.length), CHAIN)
+        [chain] = drafter.submit(DraftRequest([asked])).result()
+        trial = _Trial(sequence, executors, drafter, config, chain)
         trial.round(steps=0)  # the first one has the draft read the end of its chain
         for _ in range(TRIALS):
             alone = trial.verify_alone()
@@ -69,13 +75,14 @@ class Trials:
             whole = trial.round(MOST_GAMMA, stop=True)
             self.message.append(whole.message)
             self.slow_down.append(whole.verifying / alone)
-            self._weigh(sequence, executors)
+            self._weigh(sequence, executors, drafter)
 
-    def _weigh(self, sequence: Sequence, executors: Executors) -> None:
+    def _weigh(
+        self, sequence: TokenSequence, executors: ExecutorPair, drafter: Executor[Drafter]
+    ) -> None:
         """Take in the caches' sizes as a round left them."""
-        calls = [executor.submit("cache_size", sequence.id) for executor in executors.all()]
-        target, draft = (call.result() for call in calls)
-        assert isinstance(target, CacheSize) and isinstance(draft, CacheSize)
+        target = executors.verifier.submit(CacheSizeRequest(sequence.id)).result()
+        draft = drafter.submit(CacheSizeRequest(sequence.id)).result()
         without = draft.token * (len(sequence.prompt) + sequence.max_tokens)
         self.kv_bytes.append(draft.branches)
         self.kv_share.append(draft.branches / (sequence.length * (draft.token + target.token)))
@@ -84,7 +91,7 @@ class Trials:
 
 @dataclass(frozen=True)
 class _Times:
-    """Seconds of one round: on the draft executor, on the target executor, on the way."""
+    """Seconds of one round: on the drafter's executor, on the verifier's, on the way."""
 
     drafting: float
     verifying: float
@@ -93,47 +100,56 @@ class _Times:
 
 @dataclass
 class _Trial:
-    """Rounds after one text: of each, both executors reset what it did."""
+    """Rounds after one text. After each, both workers forget what it did."""
 
-    text: Sequence
-    executors: Executors
-    options: SpeculativeConfig
-    chain: Chain
+    text: TokenSequence
+    executors: ExecutorPair
+    drafter: Executor[Drafter]
+    config: SpeculativeConfig
+    chain: Draft
 
     def verify_alone(self) -> float:
-        """Seconds of the verification with the draft executor idle."""
-        verifying = self.executors.target.submit("verify", self.text.id, self.chain.tokens)
+        """Seconds of the verification with the drafter idle."""
+        verifying = self.executors.verifier.submit(self._verification)
         verifying.result()
         self._rewind()
         return verifying.span.seconds
 
     def round(self, steps: int, stop: bool = False) -> _Times:
-        """Verify ‖ branch, the decoder's calls in the decoder's order.
+        """Verify ‖ branch, the driver's requests in the driver's order.
 
         Args:
             steps: of the draft.
             stop: the branches when the chain is verified.
         """
-        target, draft = self.executors.all()
-        plan = BranchPlan(
-            self.text.remaining - 1, steps, self.options.branches, self.options.branching
+        drafter = self.drafter
+        branch = BranchText(
+            self.text.id,
+            CommitUpdate(self.text.length + len(self.chain)),
+            self.text.remaining - 1,
+            steps,
+            self.config.branches,
+            self.config.branching,
         )
-        submitted = draft.now()
-        branching = draft.submit(
-            "branch", self.text.id, CommitUpdate(self.text.length + len(self.chain)), plan
-        )
-        verifying = target.submit("verify", self.text.id, self.chain.tokens)
+        submitted = drafter.now()
+        branching = drafter.submit(BranchRequest([branch]))
+        verifying = self.executors.verifier.submit(self._verification)
         verifying.result()
         if stop:
             branching.stop()
-        waiting = draft.now()
+        waiting = drafter.now()
         branching.result()
-        seen = draft.now()
+        seen = drafter.now()
         self._rewind()
         began, ended = branching.span.start, max(branching.span.end, waiting)
         return _Times(
             branching.span.seconds, verifying.span.seconds, (began - submitted) + (seen - ended)
         )
 
+    @property
+    def _verification(self) -> VerifyRequest:
+        return VerifyRequest([VerifyText(self.text.id, self.chain.tokens)])
+
     def _rewind(self) -> None:
-        self.executors.target.submit("rewind", self.text.id, self.text.length).result()
+        rewind = RewindRequest(self.text.id, self.text.length)
+        self.executors.verifier.submit(rewind).result()

@@ -63,20 +63,20 @@ def _settings(options: argparse.Namespace, grid: Grid) -> dict[str, Any]:
     """What a run that goes on must have in common with the one it goes on with."""
     names = ["target", "dtype", "padding", "top_k", "top_p", "min_p", "repetition_penalty"]
     names += ["seed", "prompt_tokens", "methods", "gamma", "epsilon", "k_max", "branching", "hrad"]
-    names += ["retrieval", "speculate", "enforce_eager", "executors", "overlap", "reproduce"]
+    names += ["retrieval", "speculate", "enforce_eager", "executor", "overlap", "reproduce"]
     names += ["quantization", "draft_quantization"]
     return asdict(grid) | {name: getattr(options, name) for name in names}
 
 
 def _entrants(pair: Pair, options: argparse.Namespace) -> list[Entrant]:
     """Who takes part: everybody, or those asked for and what they are compared with."""
-    ours = pair.field(pair.parallel.options)
+    ours = pair.field(pair.parallel.config)
     if options.overlap:
-        ours += pair.for_overlap(pair.parallel.options)
+        ours += pair.for_overlap(pair.parallel.config)
     asked = options.methods
     entrants: list[Entrant] = [*ours]
     # On a virtual clock their time is not the others' time, and they have no such target.
-    comparable = pair.parallel.executors != "virtual" and not options.quantization
+    comparable = pair.parallel.executor != "virtual" and not options.quantization
     if comparable and (not asked or any("transformers" in a for a in asked)):
         specs = [
             ModelSpec(name, options.dtype, device or options.device, options.sharded and not place)

@@ -26,7 +26,7 @@ def run_compare(options: argparse.Namespace) -> int:
         timeline.check_file(options.timeline)
     pair = load_both(options)
     outputs, labels = {}, {}
-    for contender in tqdm(pair.lineup(pair.parallel.options), desc="methods", file=sys.stderr):
+    for contender in tqdm(pair.lineup(pair.parallel.config), desc="methods", file=sys.stderr):
         contender.generate(options.prompt, WARM_UP)
         outputs[contender.name] = contender.generate(options.prompt, params)
         labels[contender.name] = contender.label

@@ -14,15 +14,17 @@ from rich.text import Text
 from tqdm import tqdm
 
 from specbranch.cli.checks import check_counts
+from specbranch.cli.held_back import held_back_warnings
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.engine import timeline
+from specbranch.engine.request import EngineRequest
 from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
-from specbranch.outputs import Request, RequestOutput
-from specbranch.prompts import read_prompts
+from specbranch.outputs import RequestOutput
+from specbranch.prompts import read_prompts, read_rows
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import Origin
+from specbranch.token_sequence import Origin
 
 STYLES = {Origin.CHAIN: "green", Origin.BRANCH: "cyan", Origin.TARGET: "yellow"}
 MEANINGS = {
@@ -32,15 +34,31 @@ MEANINGS = {
 }
 
 
-def _prompts(options: argparse.Namespace) -> list[str]:
+def _prompts(options: argparse.Namespace) -> list[str | InputError]:
     check_counts(options, "limit")
+    if options.file is not None and options.file.suffix == ".jsonl":
+        return read_rows(options.file, options.limit)
     if options.file is not None:
-        return read_prompts(options.file, options.limit)
-    if options.prompt is None and sys.stdin.isatty():
+        return [*read_prompts(options.file)]
+    if options.prompt not in (None, "-"):
+        return [options.prompt]
+    if sys.stdin is None or (options.prompt is None and sys.stdin.isatty()):
         raise InputError("no prompt: give it as an argument, with --file, or on standard input")
-    if options.prompt in (None, "-"):
-        return [sys.stdin.read().removesuffix("\n")]
-    return [options.prompt]
+    try:
+        return [sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")]
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8 text") from None
+
+
+def _good(prompts: list[str | InputError]) -> tuple[list[str], int]:
+    """The prompts that are some; says what is wrong with the others, and counts them."""
+    good = [prompt for prompt in prompts if isinstance(prompt, str)]
+    bad = [prompt for prompt in prompts if isinstance(prompt, InputError)]
+    if not good:
+        raise bad[0]
+    for error in bad:
+        print(f"error: {error}", file=sys.stderr)
+    return good, len(bad)
 
 
 def _summary(metrics: Metrics) -> str:
@@ -76,15 +94,16 @@ def _emit(console: Console, text: str, style: str) -> None:
     console.file.flush()
 
 
-def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> Request:
+def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> EngineRequest:
     """Print the prompt and the text as it comes; returns the finished or interrupted request."""
     request = llm.request(prompt, params)
     _emit(console, prompt, "dim")
-    try:
-        for piece in llm.stream_request(request):
-            _emit(console, piece.text, STYLES[piece.origin])
-    finally:
-        _emit(console, f"\n{_summary(request.metrics)}\n", "bold")
+    with held_back_warnings():
+        try:
+            for piece in llm.stream_request(request):
+                _emit(console, piece.text, STYLES[piece.origin])
+        finally:
+            _emit(console, f"\n{_summary(request.metrics)}\n", "bold")
     if console.color_system is not None:
         legend = [Text(MEANINGS[o], style=STYLES[o]) for o in Origin]
         console.print(Text(" · ").join(legend))
@@ -136,7 +155,7 @@ def _compare(
 def run_generate(options: argparse.Namespace) -> int:
     """Load the pair, continue each prompt, and say how it went."""
     params = sampling_params(options)
-    prompts = _prompts(options)
+    prompts, bad = _good(_prompts(options))
     if options.compare and not params.greedy and params.acceptance == "rejection":
         raise InputError(
             "--compare needs --acceptance coupled: rejection sampling equals plain decoding in "
@@ -147,7 +166,7 @@ def run_generate(options: argparse.Namespace) -> int:
             raise InputError("--compare draws nothing: use `specbranch compare --timeline`")
         timeline.check_file(options.timeline)
     with load_llm(options) as llm:
-        return _generate(llm, prompts, params, options)
+        return max(_generate(llm, prompts, params, options), int(bad > 0))
 
 
 def _generate(

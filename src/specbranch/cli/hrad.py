@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from rich.console import Console
 from rich.table import Table
 
+from specbranch.bench.plot_file import check_file
 from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.errors import InputError
@@ -18,7 +19,7 @@ from specbranch.policy.signal import Keep
 from specbranch.prompts import read_prompts
 from specbranch.training.hrad.baselines import GOES_BY, Comparison, compare
 from specbranch.training.hrad.collect import Prompt, collect
-from specbranch.training.hrad.plot import check_file, draw
+from specbranch.training.hrad.plot import draw
 from specbranch.training.hrad.records import Collection, RecordingSetup, Records, manifest
 from specbranch.training.hrad.train import Recipe, fit, split
 
@@ -34,7 +35,7 @@ def _collect(options: argparse.Namespace) -> int:
     if not params.greedy and params.seed is None:
         params = replace(params, seed=0)  # so that an interrupted run goes on as it began
     check_counts(options, "limit", "prompt_tokens", "gamma", "layers")
-    if options.draft == "none":
+    if options.draft in ("none", "auto"):
         raise InputError("records are of a pair: give a draft model")
     texts = [(file.name, read_prompts(file, options.limit)) for file in options.prompts]
     with load_llm(argparse.Namespace(**vars(options) | {"method": "speculative"})) as llm:

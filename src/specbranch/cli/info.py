@@ -43,12 +43,12 @@ def _facts(llm: LLM) -> Table:
         table.add_row("vocabulary", f"{len(llm.tokenizer)} tokens")
     table.add_row("context", f"{llm.max_model_len} tokens")
     table.add_row("exactness", str(llm.padding))
-    table.add_row("executors", llm.executors)
-    if llm.executors == "process":
+    table.add_row("executor", llm.executor)
+    if llm.executor == "process":
         table.add_row("", f"target: {llm.affinity.target}; alone: {llm.affinity.alone}")
         if llm.draft:
             table.add_row("", f"draft: {llm.affinity.draft}")
-        table.add_row("", f"empty round trip: {1e3 * llm.round_trip():.3f} ms")
+        table.add_row("", f"empty round trip: {1e3 * llm.engine.executors.round_trip():.3f} ms")
     native = "native" if has_native_bfloat16(torch.device("cpu")) else "emulated"
     table.add_row("cpu", f"{torch.get_num_threads()} threads, bfloat16 {native}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -34,6 +34,7 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
             "speculate",
             "retrieval",
             "executor_timeout",
+            "startup_timeout",
         )
         if getattr(options, name, None) is not None
     }
@@ -49,7 +50,7 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
         target_device=options.target_device,
         draft_device=options.draft_device,
         sharded=options.sharded,
-        executors="virtual" if profile else options.executors,
+        executor="virtual" if profile else options.executor,
         target_cores=options.target_cores,
         draft_cores=options.draft_cores,
         profile=profile,
@@ -66,16 +67,16 @@ def load_both(options: argparse.Namespace) -> Pair:
     Raises:
         InputError, UnsupportedModelError: as `LLM`.
     """
-    if options.draft == "none":
+    if options.draft in ("none", "auto"):
         raise InputError("a comparison of methods needs a draft model")
 
-    def make(executors: str) -> LLM:
-        changed: dict[str, str | None] = {"executors": executors}
-        if executors != options.executors:
+    def make(executor: str) -> LLM:
+        changed: dict[str, str | None] = {"executor": executor}
+        if executor != options.executor:
             changed |= {"target_cores": None, "draft_cores": None}
         return load_llm(argparse.Namespace(**vars(options) | changed))
 
-    return Pair.load(make, options.executors)
+    return Pair.load(make, options.executor)
 
 
 def sampling_params(options: argparse.Namespace) -> SamplingParams:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from specbranch.bench.plot_file import check_file
 from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_llm
 from specbranch.config import SpeculativeConfig
@@ -23,7 +24,6 @@ from specbranch.simulate import heatmap
 from specbranch.simulate.predict import PROMPTS, Gamma, Prediction, Sweep, predict, sweep
 from specbranch.simulate.profiles import builtin, find_profile
 from specbranch.simulate.rounds import compare_rounds, read_recordings
-from specbranch.training.hrad.plot import check_file
 
 DRAFT_MS = 2.0
 BRANCH_COST = 0.05
@@ -56,7 +56,7 @@ def run_simulate(options: argparse.Namespace) -> int:
         profile = _profile(options)
         rows = _recorded(options, profile)
         return _report(options, profile, rows, f"{options.acceptance.name}, {options.column}")
-    if options.draft == "none":
+    if options.draft in ("none", "auto"):
         raise InputError("a comparison of methods needs a draft model")
     if options.sweep_c:
         return _sweep(options)

@@ -70,7 +70,7 @@ def measure(
     """
     if pair.parallel.draft is None:
         raise InputError("a profile is of a pair: give a draft model")
-    if pair.parallel.executors == "inline":
+    if pair.parallel.executor == "inline":
         raise InputError(
             "the models would work in turn here (inline executors), and a profile is of both at "
             "the same time: use --executors process or thread"
@@ -249,7 +249,7 @@ def _machine(llm: LLM) -> dict[str, str]:
         "target": f"{llm.target.device}, {llm.target.dtype}, {target}, {llm.affinity.target}",
         "draft": f"{llm.draft.device}, {llm.draft.dtype}, {draft}, {llm.affinity.draft}",
         "alone": str(llm.affinity.alone),
-        "executors": llm.executors,
+        "executors": llm.executor,
         "padding": str(llm.padding),
         "versions": f"specbranch {__version__}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}, Python {platform.python_version()}",

@@ -21,7 +21,7 @@ from specbranch.bench.run import WARM_UP
 from specbranch.engine.timeline import target_idle
 from specbranch.executors.latency_profile import Devices, Profile
 from specbranch.llm import LLM
-from specbranch.methods import OVERLAPPING
+from specbranch.methods.registry import METHODS
 from specbranch.metrics import Metrics, Round
 from specbranch.sampling_params import SamplingParams
 
@@ -82,7 +82,7 @@ def devices_of(method: str, devices: Devices) -> int:
     """How many a method takes."""
     if method == "autoregressive":
         return devices.plain
-    return devices.parallel if method in OVERLAPPING else devices.sequential
+    return devices.parallel if METHODS[method].overlaps else devices.sequential
 
 
 def predict(
@@ -101,7 +101,7 @@ def predict(
         prompts: as tokens.
         gammas: γ to try, where the `LLM`'s options leave it open.
     """
-    pair, options = Pair(llm, llm), llm.options
+    pair, options = Pair(llm, llm), llm.config
     if options.gamma != "auto":
         gammas = (options.gamma,)
     lineups = [pair.lineup(replace(options, gamma=gamma)) for gamma in gammas]
@@ -188,10 +188,10 @@ def sweep(
     for c, profile in tqdm(profiles, desc="c", leave=False):
         with load(profile) as llm:
             encoded, lineup = prompts(llm), Pair(llm, llm).lineup
-            plain = _run(_named(PLAIN, lineup(llm.options)), profile, encoded, params)
+            plain = _run(_named(PLAIN, lineup(llm.config)), profile, encoded, params)
             row = []
             for gamma in tqdm(gammas, desc=f"γ at c = {c:g}", leave=False):
-                options = replace(llm.options, gamma=gamma)
+                options = replace(llm.config, gamma=gamma)
                 ours = _run(_named(SPECBRANCH, lineup(options)), profile, encoded, params)
                 row.append(ours.metrics.tokens_per_second / plain.metrics.tokens_per_second)
             ratios.append(row)

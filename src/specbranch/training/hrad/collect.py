@@ -6,7 +6,7 @@ become of all γ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,13 +15,14 @@ from tqdm import tqdm
 from specbranch.config import SpeculativeConfig
 from specbranch.errors import ExecutorError
 from specbranch.llm import LLM
-from specbranch.methods.base import Executors, commit
+from specbranch.methods.base import MethodContext
+from specbranch.methods.registry import MethodSpec
+from specbranch.methods.speculative import Speculative
 from specbranch.metrics import Round
-from specbranch.policy.branching import DraftLengthPolicy
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import Sequence
 from specbranch.training.hrad.records import Collection, Record
-from specbranch.workers.messages import Chain, CommitUpdate, Verification
+from specbranch.workers.messages import Draft, VerifyResult
+from specbranch.workers.requests import FeaturesRequest, WatchRequest
 
 
 @dataclass(frozen=True)
@@ -32,48 +33,40 @@ class Prompt:
     source: str
 
 
-class Recorder:
-    """A `Decoder` that takes down a record of every round but the first, which has no z yet.
+class Recorder(Speculative):
+    """SpS that takes down a record of every round but the first, which has no z yet.
 
     A round with room for fewer than γ tokens leaves none, whatever its outcome: to keep only
     those whose class is certain, the rejected ones, would make rejection look likelier than it is.
 
     Args:
-        layers: K.
+        context: γ of its configuration must be a number.
+        features: asked for z after each verification.
 
     Attributes:
         records: of the text.
     """
 
-    def __init__(self, layers: int) -> None:
-        self.layers = layers
+    def __init__(self, context: MethodContext, features: Callable[[], Tensor | None]) -> None:
+        super().__init__(context)
+        self._features = features
+        self._z: Tensor | None = None
+        self._planned: Draft | None = None
         self.records: list[Record] = []
 
-    def __call__(
-        self, sequence: Sequence, executors: Executors, options: SpeculativeConfig
-    ) -> Iterator[Round]:
-        """Rounds as `speculative` has them; γ must be a number."""
-        assert executors.draft is not None and options.gamma != "auto"
-        executors.target.submit("watch", sequence.id, self.layers).result()
-        resolution = CommitUpdate(sequence.length)
-        z: Tensor | None = None
-        while not sequence.finished:
-            gamma = min(options.gamma, sequence.remaining - 1)
-            drafting = executors.draft.submit(
-                "draft", sequence.id, resolution, gamma, DraftLengthPolicy()
-            )
-            chain: Chain = drafting.result()
-            verifying = executors.target.submit("verify", sequence.id, chain.tokens, chain.log_q)
-            outcome: Verification = verifying.result()
-            if z is not None and gamma == options.gamma:
-                self.records.append(Record(z, chain.confidences, outcome.accepted))
-            z = executors.target.submit("features", sequence.id).result()
+    def absorb_draft(self, draft: Draft) -> None:
+        super().absorb_draft(draft)
+        self._planned = draft
 
-            resolution = CommitUpdate(sequence.length + outcome.accepted, [outcome.token])
-            done = commit(sequence, chain.tokens, outcome)
-            done.draft_stage = True
-            done.drafting, done.verification = drafting.span, verifying.span
-            yield done
+    def absorb_verification(self, result: VerifyResult) -> Round:
+        assert self._planned is not None
+        full = self.sequence.remaining - 1 >= self._gamma
+        if self._z is not None and full:
+            self.records.append(Record(self._z, self._planned.confidences, result.accepted))
+        return super().absorb_verification(result)
+
+    def observe(self, done: Round) -> None:
+        self._z = self._features()
 
 
 def record(
@@ -83,13 +76,25 @@ def record(
 
     Raises:
         InputError: as `LLM.generate`.
-        ExecutorError: a executor failed.
+        ExecutorError: an executor failed.
     """
-    request, recorder = llm.request(prompt, params), Recorder(layers)
-    for done in llm.run(request, recorder, SpeculativeConfig(gamma, k_max=1)):
-        if done.drafting is None:  # plain decoding, which goes on where the draft is lost
-            raise ExecutorError("draft", "was lost")
-    return recorder.records
+    verifier = llm.engine.executors.verifier
+    made: list[Recorder] = []
+
+    def make(context: MethodContext) -> Recorder:
+        text = context.sequence.id
+        verifier.submit(WatchRequest(text, layers)).result()
+        made.append(Recorder(context, lambda: verifier.submit(FeaturesRequest(text)).result()))
+        return made[0]
+
+    config = SpeculativeConfig(gamma=gamma, k_max=1)
+    spec = MethodSpec("hrad collect", make)
+    request = llm.engine.make_request(prompt, params, method=spec, config=config)
+    for _ in llm.stream_request(request):
+        pass
+    if request.reason is not None:  # plain decoding went on, which leaves no records
+        raise ExecutorError("draft", f"was lost: {request.reason}")
+    return made[0].records
 
 
 def collect(
