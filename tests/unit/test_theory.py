@@ -27,14 +27,20 @@ from specbranch.bench.theory import (
     speedup_limit,
     sps_speedup,
 )
+from specbranch.config import SpeculativeConfig
+from specbranch.engine.driver import Driver
+from specbranch.engine.executor_pair import ExecutorPair
 from specbranch.errors import InputError
 from specbranch.executors.virtual import Profile, VirtualClock, VirtualExecutor
-from specbranch.methods import METHODS, Executors, SpeculativeConfig
+from specbranch.methods.base import MethodContext
+from specbranch.methods.registry import METHODS
+from specbranch.policy.tuning import Tuning
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import Sequence
-from specbranch.workers.drafter import DraftWorker
-from specbranch.workers.messages import Opening
-from specbranch.workers.verifier import TargetWorker
+from specbranch.token_sequence import TokenSequence
+from specbranch.workers.drafter import Drafter
+from specbranch.workers.messages import OpenText
+from specbranch.workers.requests import OpenRequest
+from specbranch.workers.verifier import Verifier
 from tests.tables import Table, TableRunner
 
 ERRORS = 5.0
@@ -189,7 +195,7 @@ def test_theorem_1_without_rollback_is_the_ideal() -> None:
 
 
 def test_the_figures_of_the_documentation() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "theory.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| 0.")]
     assert len(rows) >= 4
     for alpha, *shown in ([float(cell) for cell in row] for row in rows):
@@ -304,21 +310,22 @@ def decoded(
     """Rounds of a decoder over such a pair on the virtual clock, times in draft steps."""
     target, draft = pair_of(alpha, hit, seed=5)
     profile, clock = Profile.of_ratio(c, cost, step=1.0), VirtualClock()
-    runners = [TableRunner(table, VOCABULARY) for table in (target, draft)]
-    workers = [TargetWorker(runners[0]), DraftWorker(runners[1])]  # type: ignore[arg-type]
-    executors = Executors(
-        VirtualExecutor(lambda: workers[0], "target", profile.target, clock),
-        VirtualExecutor(lambda: workers[1], "draft", profile.draft, clock),
+    verifier, drafter = (TableRunner(table, VOCABULARY) for table in (target, draft))
+    executors = ExecutorPair(
+        VirtualExecutor(lambda: Verifier(verifier), "target", profile.target, clock),
+        VirtualExecutor(lambda: Drafter(drafter), "draft", profile.draft, clock),
     )
-    assert executors.draft is not None
-    params = SamplingParams(max_tokens=3000)
-    sequence = Sequence(1, [0], params.max_tokens)
-    for executor in executors.all():
-        opening = Opening([0], params, params.max_tokens + 1, VOCABULARY)
-        executor.submit("open", sequence.id, opening).result()
+    assert executors.drafter is not None
+    length = 3000
+    params = SamplingParams(max_tokens=length)
+    sequence = TokenSequence(1, [0], length)
+    opening = OpenRequest([OpenText(1, [0], params, length + 1, VOCABULARY)])
+    executors.verifier.submit(opening).result()
+    executors.drafter.submit(opening).result()
     ends = [clock.now]
     rounds = []
-    for done in METHODS[method](sequence, executors, options):
+    made = METHODS[method].make(MethodContext(sequence, options, Tuning(options)))
+    for done in Driver(executors).rounds(made):
         rounds.append(len(done.tokens))
         ends.append(clock.now)
     count = len(rounds) // 100 * 100 - 100  # the last ones have the text's end in them

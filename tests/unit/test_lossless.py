@@ -7,13 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specbranch.methods import DRAFTLESS, METHODS, SpeculativeConfig
+from specbranch.config import SpeculativeConfig
+from specbranch.methods.registry import METHODS
 from specbranch.sampling_params import SamplingParams
 from tests.tables import decode, imitation, random_table
 
 VOCABULARY = 11
 SPECULATIVE = sorted(set(METHODS) - {"autoregressive"})
-WITH_DRAFT = sorted(set(METHODS) - DRAFTLESS)
+WITH_DRAFT = sorted(name for name, spec in METHODS.items() if spec.needs_draft)
 
 options = st.builds(
     SpeculativeConfig,

@@ -30,7 +30,7 @@ from specbranch.executors.base import Span
 from specbranch.executors.virtual import Profile
 from specbranch.metrics import Fates, Metrics, Round
 from specbranch.models.loader import ModelSpec
-from tests.test_timeline import ROUNDS
+from tests.unit.test_timeline import ROUNDS
 
 ROWS = [
     {"prompt": "def quicksort(xs):", "task_id": "code/1"},
@@ -169,7 +169,7 @@ def test_texts_that_differ_are_counted():
 
 
 def test_later_turns_see_earlier_ones():
-    with LLM(draft=None, executors="inline") as llm:
+    with LLM(draft=None, executor="inline") as llm:
 
         class Plain:
             def generate(self, ids, params):
@@ -189,7 +189,7 @@ def test_later_turns_see_earlier_ones():
 
 
 def test_the_reference_of_transformers_decodes_the_same_text():
-    with LLM(method="autoregressive", executors="inline") as llm:
+    with LLM(method="autoregressive", executor="inline") as llm:
         ids = llm.tokenizer("def quicksort(xs):")["input_ids"]
         params = SamplingParams(max_tokens=24)
         expected = llm.generate([ids], params)[0]

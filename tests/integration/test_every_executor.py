@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from specbranch import LLM, SamplingParams
+from specbranch.config import SpeculativeConfig
 from specbranch.engine.timeline import target_idle
 from specbranch.errors import ExecutorError, InputError
 from specbranch.executors.virtual import Profile
-from specbranch.methods import METHODS, SpeculativeConfig
+from specbranch.methods.registry import METHODS
 from specbranch.models.runner import CausalRunner
+from tests.hosted import hosted
 from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
 PROMPTS = ["def quicksort(xs):", "The city of "]
@@ -25,7 +27,7 @@ PARAMS = {"greedy": GREEDY, "sampled": SamplingParams(max_tokens=40, temperature
 @pytest.fixture(scope="module")
 def texts():
     """Of plain decoding on inline executors, by the name of their parameters."""
-    with LLM(executors="inline") as llm:
+    with LLM(executor="inline") as llm:
         return {
             name: [
                 o.outputs[0].token_ids
@@ -38,13 +40,13 @@ def texts():
 @pytest.mark.parametrize("executors", ["inline", "thread", "process", "virtual"])
 def test_every_lane_gives_the_same_text(executors, texts):
     profile = Profile.of_ratio(8, branch_cost=0.03) if executors == "virtual" else None
-    with LLM(executors=executors, profile=profile) as llm:
-        assert llm.executors == executors
+    with LLM(executor=executors, profile=profile) as llm:
+        assert llm.executor == executors
         for name, expected in texts.items():
             for method in sorted(set(METHODS) - {"autoregressive"}):
                 for options in (SpeculativeConfig(), FIXED):
                     if method == "specbranch" or options is FIXED:
-                        done = llm.generate(PROMPTS, PARAMS[name], method=method, options=options)
+                        done = llm.generate(PROMPTS, PARAMS[name], method=method, config=options)
                         assert [o.outputs[0].token_ids for o in done] == expected
         # Plain decoding on all cores, and overlapped decoding after it.
         plain = llm.plain().generate(PROMPTS, GREEDY)
@@ -57,7 +59,7 @@ def test_a_target_that_rounds_by_threads_keeps_its_share(texts, monkeypatch, cap
     monkeypatch.setattr(
         "specbranch.workers.factory.same_with", lambda share, runner, padding: False
     )
-    with LLM(executors="process") as llm:
+    with LLM(executor="process") as llm:
         assert llm.affinity.alone == llm.affinity.target
         done = llm.generate(PROMPTS, GREEDY)
     assert [o.outputs[0].token_ids for o in done] == texts["greedy"]
@@ -69,7 +71,7 @@ def test_rejection_sampling_in_processes_gives_the_text_of_inline_lanes():
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=1, acceptance="rejection")
     found = []
     for executors in ("inline", "process"):
-        with LLM(executors=executors, gamma=8, epsilon=0.1, k_max=10, speculate="always") as llm:
+        with LLM(executor=executors, gamma=8, epsilon=0.1, k_max=10, speculate="always") as llm:
             found.append(llm.generate(PROMPTS[0], params)[0].outputs[0].token_ids)
     assert found[0] == found[1]
 
@@ -78,8 +80,9 @@ def test_rejection_sampling_in_processes_gives_the_text_of_inline_lanes():
 @pytest.mark.parametrize("after", [0, 1, 12])
 def test_a_lost_draft_costs_no_text(number, after, texts, caplog):
     """Killed or frozen before the first token, after it, or amid the text."""
-    with LLM(executors="process", executor_timeout=2, speculate="always") as llm:
-        draft = llm._executors.draft._process
+    with LLM(executor="process", executor_timeout=2, speculate="always") as llm:
+        expected = "died: its process was killed" if number == signal.SIGKILL else "did not answer"
+        draft = llm.engine.executors.drafter._process
         request = llm.request(PROMPTS[0], GREEDY)
         if not after:
             os.kill(draft.pid, number)
@@ -89,17 +92,19 @@ def test_a_lost_draft_costs_no_text(number, after, texts, caplog):
         assert request.sequence.tokens == texts["greedy"][0]
         assert request.metrics.committed == 40
         draft.wait(timeout=10)
-        # Later requests are decoded plainly, without a further word.
-        assert llm.generate(PROMPTS[1], GREEDY)[0].outputs[0].token_ids == texts["greedy"][1]
+        # The draft is started again for the next text, without a further word.
+        [again] = llm.generate(PROMPTS[1], GREEDY)
+        assert again.outputs[0].token_ids == texts["greedy"][1]
+        assert again.speculation.drafted and again.speculation.reason is None
+        assert f"the draft executor {expected}" in str(request.output().speculation.reason)
     [warning] = caplog.records
-    expected = "died: its process was killed" if number == signal.SIGKILL else "did not answer"
     assert f"the draft executor {expected}" in warning.getMessage()
     assert "going on with plain decoding" in warning.getMessage()
 
 
 def test_ctrl_c_ends_a_generation_with_one_line(interruptible):
     """The terminal interrupts the whole group of processes; what was generated is there."""
-    command = [sys.executable, "-m", "specbranch", "generate", PROMPTS[0], "--executors", "process"]
+    command = [sys.executable, "-m", "specbranch", "generate", PROMPTS[0], "--lanes", "process"]
     program = subprocess.Popen(
         [*command, "--max-tokens", "900", "--ignore-eos", "--speculate", "always"],
         stdout=subprocess.PIPE,
@@ -120,7 +125,7 @@ def test_a_lost_target_is_an_error_that_keeps_the_text(monkeypatch):
     def full(*args):
         raise MemoryError
 
-    with LLM(executors="process") as llm:
+    with LLM(executor="process") as llm:
         request = llm.request(PROMPTS[0], GREEDY)
         stream = llm.stream_request(request)
         next(stream)
@@ -128,13 +133,13 @@ def test_a_lost_target_is_an_error_that_keeps_the_text(monkeypatch):
             patch.setattr(CausalRunner, "run", full)
             with pytest.raises(ExecutorError, match="the target executor ran out of memory"):
                 list(stream)
-        assert len(llm.output(request).outputs[0].token_ids) >= 1
+        assert len(request.output().outputs[0].token_ids) >= 1
         assert len(llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].token_ids) >= 1
 
 
 def test_the_program_keeps_its_own_share_of_the_machine():
     before = torch.get_num_threads(), os.sched_getaffinity(0)
-    with LLM(executors="process", speculate="always") as llm:
+    with LLM(executor="process", speculate="always") as llm:
         stream = llm.stream(PROMPTS[0], GREEDY)
         next(stream)  # an overlapped round: the target had its share alone
         assert (torch.get_num_threads(), os.sched_getaffinity(0)) == before
@@ -143,7 +148,7 @@ def test_the_program_keeps_its_own_share_of_the_machine():
 
 @pytest.mark.parametrize("executors", ["inline", "process"])
 def test_a_stream_that_outlives_its_llm_ends_in_order(executors, caplog):
-    with LLM(executors=executors) as llm:
+    with LLM(executor=executors) as llm:
         ended, stream = (llm.stream(PROMPTS[0], GREEDY) for _ in range(2))
         next(ended)
         next(stream)
@@ -157,13 +162,13 @@ def test_a_prompt_interrupted_while_it_is_read_leaves_nothing_behind(monkeypatch
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    with LLM(executors="process") as llm:
+    with LLM(executor="process") as llm:
         expected = llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text
         with monkeypatch.context() as patch:
             patch.setattr(CausalRunner, "prefill", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 llm.generate(PROMPTS[0], GREEDY)
-        assert not llm._executors.target._host._worker._runner._states
+        assert not hosted(llm.engine.executors.verifier)._runner._states
         assert llm.generate(PROMPTS[0], GREEDY)[0].outputs[0].text == expected
 
 
@@ -174,7 +179,7 @@ def test_errors_of_a_model_come_from_its_process(tmp_path):
     )
     (tmp_path / "draft" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"the weights of .*draft are broken"):
-        LLM(target=target, draft=draft, executors="process")
+        LLM(target=target, draft=draft, executor="process")
 
 
 def memory(pid):
@@ -191,8 +196,8 @@ def test_many_generations_leak_nothing(tmp_path):
     )
     shared = set(os.listdir("/dev/shm"))
     params = SamplingParams(max_tokens=8, ignore_eos=True)
-    with LLM(target=target, draft=draft, executors="process") as llm:
-        children = [llm._executors.draft._process.pid]
+    with LLM(target=target, draft=draft, executor="process") as llm:
+        children = [llm.engine.executors.drafter._process.pid]
         everyone = [os.getpid(), *children]
         for _ in range(50):
             llm.generate([[3, 1, 4, 1, 5]], params)
@@ -212,7 +217,7 @@ def test_virtual_time_is_deterministic_and_overlaps():
     params = SamplingParams(max_tokens=60)
 
     def run(method, c):
-        with LLM(profile=Profile.of_ratio(c), executors="virtual", gamma="auto", epsilon=0) as llm:
+        with LLM(profile=Profile.of_ratio(c), executor="virtual", gamma="auto", epsilon=0) as llm:
             return llm.generate(PROMPTS[0], params, method=method)[0]
 
     first, second = run("specbranch", 10), run("specbranch", 10)
@@ -236,9 +241,9 @@ def test_virtual_time_is_deterministic_and_overlaps():
 
 def test_virtual_lanes_need_a_profile():
     with pytest.raises(InputError, match="virtual executors take their times from a profile"):
-        LLM(executors="virtual")
+        LLM(executor="virtual")
     with pytest.raises(InputError, match="process executors load their models by name"):
-        LLM.from_models(tiny_model("llama"), None, executors="process")
+        LLM.from_models(tiny_model("llama"), None, executor="process")
 
 
 @pytest.mark.gpu
@@ -250,7 +255,7 @@ def test_lanes_on_a_gpu_give_the_same_text(executors, draft_device):
     """Two streams of one GPU, two processes on one GPU, and a draft on the CPU."""
     found = []
     for kind in ("inline", executors):
-        with LLM(executors=kind, target_device="cuda", draft_device=draft_device) as llm:
+        with LLM(executor=kind, target_device="cuda", draft_device=draft_device) as llm:
             for params in PARAMS.values():
                 done = llm.generate(PROMPTS, params)
                 found.append([o.outputs[0].token_ids for o in done])

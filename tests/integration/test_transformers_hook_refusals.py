@@ -101,9 +101,7 @@ def test_models_are_checked_once_and_again_when_they_change(
     target: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked = []
-    monkeypatch.setattr(
-        integration, "validate_cache", lambda runner, name, padding: checked.append(name)
-    )
+    monkeypatch.setattr(integration, "validate", lambda runner, name, padding: checked.append(name))
     pair = tiny(6), tiny(7)
     for _ in range(3):
         ours_alone(*pair, **prompt(3), max_new_tokens=2)

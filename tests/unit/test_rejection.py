@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from specbranch.methods import METHODS, SpeculativeConfig
+from specbranch.config import SpeculativeConfig
+from specbranch.methods.registry import METHODS
 from specbranch.sampling_params import SamplingParams
 from specbranch.workers import drafter as draft_worker
 from specbranch.workers import verifier as target_worker
@@ -42,11 +43,11 @@ class Enumerator:
         self.at, self.weight = 0, 1.0
         return bool(self.path)
 
-    def scores(self, log_probs, position, stream):
+    def scores(self, log_probs, positions, stream):
         return log_probs
 
-    def token(self, log_probs, position, stream):
-        return self._draw(log_probs.double().exp().tolist())
+    def tokens(self, log_probs, positions, stream):
+        return [self._draw(row.double().exp().tolist()) for row in log_probs]
 
     def accepts(self, probability, position):
         return self._draw([1 - probability, probability]) == 1

@@ -17,10 +17,10 @@ DRAFT = ModelLatency({1: 1e-3, 12: 2.2e-3}, call=4e-4)
 TOKEN = 2 * 2 * 2 * 8 * 4  # bytes: layers, keys and values, heads, size of a head, float32
 
 
-def tiny_pair(executors="virtual", **options):
-    profile = Profile(TARGET, DRAFT) if executors == "virtual" else None
+def tiny_pair(executor="virtual", **options):
+    profile = Profile(TARGET, DRAFT) if executor == "virtual" else None
     models = tiny_model("llama"), tiny_model("llama", seed=1)
-    llm = LLM.from_models(*models, executors=executors, profile=profile, padding=None, **options)
+    llm = LLM.from_models(*models, executor=executor, profile=profile, padding=None, **options)
     return Pair(llm, llm)
 
 

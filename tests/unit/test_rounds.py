@@ -8,13 +8,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.distributions import Categorical
 
-from specbranch.methods import METHODS, SpeculativeConfig
+from specbranch.config import SpeculativeConfig
 from specbranch.methods.adaedl import Threshold
 from specbranch.methods.lookahead import Window
+from specbranch.methods.registry import METHODS
 from specbranch.metrics import Fates, Metrics, Round
-from specbranch.models.runner import LookaheadRow
+from specbranch.models.sequence_state import LookaheadRow
 from specbranch.sampling_params import SamplingParams
-from specbranch.sequence import FinishReason, Origin, Sequence
+from specbranch.token_sequence import FinishReason, Origin, TokenSequence
 from tests.tables import Table, decode
 
 VOCABULARY = 10
@@ -97,7 +98,7 @@ def test_adaedl_follows_the_acceptance():
     for _ in range(2000):
         threshold.observe(drafted=4, accepted=0)
     assert threshold.value == 1
-    assert threshold.rule().entropy == 0
+    assert threshold.policy().max_entropy == 0
 
 
 @given(
@@ -109,7 +110,7 @@ def test_adaedl_rule_is_the_papers_bound(value, logits):
     entropy = Categorical(logits=log_q.double()).entropy().item()
     bound = 1 - (0.2 * entropy) ** 0.5
     assume(abs(bound - value) > 1e-4)
-    assert Threshold(most=5, value=value).rule().ends_before(log_q) == (bound < value)
+    assert Threshold(most=5, value=value).policy().ends_before(log_q) == (bound < value)
 
 
 def test_pearl_verifies_before_and_after():
@@ -299,7 +300,7 @@ def test_the_draft_stops_at_the_end_of_text(method):
 
 
 def test_commit_stops_inside_the_tokens_it_is_given():
-    sequence = Sequence(1, [0], max_tokens=3)
+    sequence = TokenSequence(1, [0], max_tokens=3)
     origins = [Origin.CHAIN] * 5
     assert sequence.commit([4, 5, 6, 7, 8], origins) == 3
     assert sequence.tokens == [4, 5, 6]

@@ -25,7 +25,7 @@ from specbranch.bench.theory import pearl_speedup, specbranch_speedup, sps_speed
 from specbranch.cli import main
 from specbranch.errors import InputError
 from specbranch.executors.latency_profile import Devices, ModelLatency, Profile
-from specbranch.executors.virtual import PLACEMENT, VirtualClock, VirtualExecutor
+from specbranch.executors.virtual import SHARED_CPU, VirtualClock, VirtualExecutor
 from specbranch.simulate.measure import measure
 from specbranch.simulate.predict import predict, sweep
 from specbranch.simulate.profiles import builtin, find_profile
@@ -38,7 +38,7 @@ from specbranch.simulate.rounds import (
     specbranch_rounds,
     sps_rounds,
 )
-from tests.executor_workers import Echo
+from tests.integration.executor_workers import Echo, ForwardsRequest
 from tests.tiny import tiny_model
 
 ALONE = Profile(
@@ -60,7 +60,7 @@ def pair(profile: Profile) -> LLM:
     with torch.no_grad():
         for weights in draft.parameters():
             weights += 0.02 * torch.randn(weights.shape, generator=generator)
-    return LLM.from_models(tiny_model("llama"), draft, executors="virtual", profile=profile)
+    return LLM.from_models(tiny_model("llama"), draft, executor="virtual", profile=profile)
 
 
 costs = st.builds(
@@ -120,9 +120,9 @@ def test_a_lane_is_faster_alone():
         Echo, "target", ModelLatency({1: 1.0}, 0.5, ModelLatency({1: 0.25})), VirtualClock()
     )
     ends = []
-    for share in (PLACEMENT.alone, PLACEMENT.target, PLACEMENT.alone):
+    for share in (SHARED_CPU.alone, SHARED_CPU.target, SHARED_CPU.alone):
         executor.set_affinity(share)
-        call = executor.submit("forwards", 1, 1)
+        call = executor.submit(ForwardsRequest((1, 1)))
         call.result()
         ends.append(call.span.seconds)
     assert ends == [0.5, 2.5, 0.5]

@@ -134,7 +134,7 @@ def test_generate_draws_its_timeline(capsys, tmp_path, profile):
     ("arguments", "complaint"),
     [
         (["generate", "x", "--timeline", "t.gif"], "a timeline is .svg, .png or .json"),
-        (["generate", "x", "--executors", "fast"], "unknown executors 'fast': use auto, process"),
+        (["generate", "x", "--executor", "fast"], "unknown executors 'fast': use auto, process"),
         (["generate", "x", "--target-cores", "x"], "cores must be a list such as 0-3,6, not 'x'"),
         (["generate", "x", "--profile", "none.json"], "cannot read none.json: No such file"),
         (["generate", "x", "--gamma", "fast"], "gamma must be 1 or more, or auto, not 'fast'"),

@@ -6,7 +6,8 @@ import pytest
 
 from specbranch import LLM, SamplingParams
 from specbranch.errors import InputError
-from specbranch.methods import DRAFTLESS, METHODS
+from specbranch.methods.registry import METHODS
+from tests.hosted import hosted
 
 PROMPTS = ["def quicksort(xs):", "Question: A robe takes 2 bolts.\nAnswer:", "The city of "]
 SPECULATIVE = sorted(set(METHODS) - {"autoregressive"})
@@ -14,7 +15,7 @@ SPECULATIVE = sorted(set(METHODS) - {"autoregressive"})
 
 @pytest.fixture(scope="module", params=["draft", "draft-weak"])
 def llm(request):
-    with LLM(draft=request.param, executors="inline", speculate="always") as llm:
+    with LLM(draft=request.param, executor="inline", speculate="always") as llm:
         yield llm
 
 
@@ -37,12 +38,12 @@ def test_text_is_that_of_plain_decoding(llm, method, params):
         assert b.metrics.target_calls <= a.metrics.target_calls
         assert b.metrics.fates.total >= b.metrics.fates.accepted
         # Sampled text need not repeat itself.
-        assert b.metrics.fates.accepted > 0 or method in DRAFTLESS
+        assert b.metrics.fates.accepted > 0 or not METHODS[method].needs_draft
 
 
 def test_bfloat16_is_bit_exact():
     """In bfloat16 the text of methods that round differently parts within a few tokens."""
-    with LLM(dtype="bfloat16", executors="inline") as llm:
+    with LLM(dtype="bfloat16", executor="inline") as llm:
         params = SamplingParams(max_tokens=48)
         plain = llm.generate(PROMPTS[:2], params, method="autoregressive")
         for method in SPECULATIVE:
@@ -63,8 +64,8 @@ def test_pieces_of_a_stream_say_where_they_come_from(llm):
     request = llm.request(PROMPTS[0], SamplingParams(max_tokens=20))
     origins = [piece.origin for piece in llm.stream_request(request)]
     # A piece is of one token or more: of the last one it says where that comes from.
-    assert set(origins) <= set(llm.output(request).outputs[0].origins)
-    assert origins[-1] == llm.output(request).outputs[0].origins[-1]
+    assert set(origins) <= set(request.output().outputs[0].origins)
+    assert origins[-1] == request.output().outputs[0].origins[-1]
 
 
 def test_token_ids_as_prompt(llm):
@@ -76,7 +77,7 @@ def test_token_ids_as_prompt(llm):
 
 
 def test_the_context_limit_ends_the_text():
-    with LLM(max_model_len=24, executors="inline") as llm:
+    with LLM(max_model_len=24, executor="inline") as llm:
         ids = llm.tokenizer("def quicksort(xs):")["input_ids"]
         for method in METHODS:
             output = llm.generate(
@@ -90,7 +91,7 @@ def test_the_context_limit_ends_the_text():
 
 def test_a_text_as_long_as_the_model_allows():
     """Drafts, branches and padding reach past the last position without touching it."""
-    with LLM(executors="inline") as llm:
+    with LLM(executor="inline") as llm:
         ids = [0] + llm.tokenizer("word")["input_ids"][1:2] * (llm.max_model_len - 13)
         params = SamplingParams(max_tokens=100, ignore_eos=True)
         texts = [llm.generate(ids, params, method=m)[0].outputs[0].token_ids for m in METHODS]
@@ -100,7 +101,7 @@ def test_a_text_as_long_as_the_model_allows():
 
 @pytest.mark.parametrize("method", ["lookup", "lookahead"])
 def test_drafting_without_a_draft(method):
-    with LLM(draft=None, method=method, executors="inline") as llm:
+    with LLM(draft=None, method=method, executor="inline") as llm:
         assert llm.draft is None
         prompt, params = "one two three one two three one two", SamplingParams(max_tokens=40)
         plain = llm.generate(prompt, params, method="autoregressive")[0]
@@ -116,8 +117,8 @@ def test_a_closed_generator_frees_its_sequence(llm):
     stream.close()
     first = llm.generate(PROMPTS[0], SamplingParams(max_tokens=5))
     assert len(first[0].outputs[0].token_ids) == 5
-    assert llm._executors.target._host._worker._texts == {}
-    assert llm._executors.draft._host._worker._texts == {}
+    assert hosted(llm.engine.executors.verifier)._texts == {}
+    assert hosted(llm.engine.executors.drafter)._trees == {}
 
 
 @pytest.mark.parametrize(
@@ -149,11 +150,11 @@ def test_bad_methods_and_widths():
 
 
 def test_sampled_texts_do_not_turn_the_draft_off_for_greedy_ones():
-    with LLM(executors="inline") as llm:
+    with LLM(executor="inline") as llm:
         sampled = SamplingParams(max_tokens=8, temperature=1.0, seed=1)
         llm.generate(PROMPTS[0], sampled)
-        [tuning] = llm._executors.tunings.values()
-        tuning.paused, tuning._plain_left = True, 1000
+        [tuning] = llm.engine.executors.tunings.values()
+        tuning._gate.paused, tuning._gate._plain_left = True, 1000
         [output] = llm.generate(PROMPTS[0], replace(sampled, max_tokens=30))
         assert output.metrics.draft_stages == 0
         [output] = llm.generate(PROMPTS[0], SamplingParams(max_tokens=30))

@@ -83,7 +83,7 @@ def test_prompt_from_standard_input_in_a_pipe():
         ),
         (["x", "--limit", "0"], "--limit must be 1 or more, not 0"),
         (["x", "--executor-timeout", "0"], "executor_timeout must be more than 0 seconds, not 0"),
-        (["x", "--executors", "inline", "--draft-cores", "0"], "only process executors have cores"),
+        (["x", "--executor", "inline", "--draft-cores", "0"], "only process executors have cores"),
         (["x", "--method", "speculative", "--target-cores", "0"], "these are inline"),
     ],
 )
