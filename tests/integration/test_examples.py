@@ -15,7 +15,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PRINTED = {
     "quickstart": r"^def quicksort\(xs\):[\s\S]+\n48 tokens in \d+ target calls:\n",
     "stream": r"^Question: [\s\S]+\nAnswer: .+",
-    "many_requests": r"(?:'.+' -> '.*'\n  (?:length|stop): \d+ tokens, .+\n){3}",
+    "many_requests": r"(?:'.+' -> ['\"].*['\"]\n  (?:length|stop): \d+ tokens, .+\n){3}",
     "transformers_hook": r"the same tokens as without the draft: True\n$",
     "engine_loop": r"quicksort.+: length, 32 tokens\n.+: abort, \d+ tokens\n.+ tokens\n$",
     "simulate_profile": r"plain decoding[\s\S]+SpecBranch[\s\S]+made up for the example",
