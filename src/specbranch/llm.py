@@ -15,12 +15,7 @@ from specbranch.engine.engine import Engine
 from specbranch.engine.inputs import Prompt, as_prompts, match_params
 from specbranch.engine.request import EngineRequest, StepOutput
 from specbranch.executors.cpu_affinity import AffinityPlan
-from specbranch.methods.registry import (
-    BEST_WITH_DRAFT,
-    BEST_WITHOUT_DRAFT,
-    MethodSpec,
-    find_method,
-)
+from specbranch.methods.registry import MethodSpec, find_method, pick_method
 from specbranch.models.info import ModelInfo
 from specbranch.models.padding import NATURAL, Padding
 from specbranch.outputs import Piece, RequestOutput
@@ -53,7 +48,7 @@ class LLM:
     ) -> None:
         if config is None:
             config = EngineConfig.of(target=target, draft=draft, **options)
-        self._take(assemble(config), config)
+        self._take(assemble(config))
 
     @classmethod
     def from_models(
@@ -80,13 +75,12 @@ class LLM:
         """
         config = EngineConfig.of(executor=options.pop("lanes", executor), **options)
         llm = cls.__new__(cls)
-        llm._take(assemble_from_models(target, draft, tokenizer, config), config)
+        llm._take(assemble_from_models(target, draft, tokenizer, config))
         return llm
 
-    def _take(self, assembled: Assembled, config: EngineConfig) -> None:
+    def _take(self, assembled: Assembled) -> None:
         self.engine = assembled.engine
         self.executor = assembled.executor
-        self.config = config.speculative
 
     @property
     def target(self) -> ModelInfo:
@@ -122,11 +116,14 @@ class LLM:
         return self.engine.models.padding
 
     @property
+    def config(self) -> SpeculativeConfig:
+        """How requests are decoded that do not say it."""
+        return self.engine.config
+
+    @property
     def method(self) -> str:
         """The default decoding method."""
-        if self.config.method != "auto":
-            return self.config.method
-        return BEST_WITH_DRAFT if self.engine.models.draft is not None else BEST_WITHOUT_DRAFT
+        return pick_method(self.config.method, self.engine.models.draft is not None).name
 
     def plain(self) -> LLM:
         """The same target without its draft: plain decoding at its fastest.
@@ -135,9 +132,9 @@ class LLM:
         """
         models = replace(self.engine.models, draft=None, padding=NATURAL)
         plain = type(self).__new__(type(self))
-        plain.engine = Engine(self.engine.executors, models)
+        config = replace(self.config, method="autoregressive")
+        plain.engine = Engine(self.engine.executors, models, config=config)
         plain.executor = self.executor
-        plain.config = replace(self.config, method="autoregressive")
         return plain
 
     def generate(
@@ -165,7 +162,7 @@ class LLM:
         pairs = zip(several, match_params(several, params), strict=True)
         spec = self._method(method)
         made = [
-            self.engine.make_request(prompt, own, method=spec, config=config or self.config)
+            self.engine.make_request(prompt, own, method=spec, config=config)
             for prompt, own in pairs
         ]
         for request in tqdm(made, desc="prompts", disable=not progress):
@@ -191,9 +188,7 @@ class LLM:
         Raises:
             InputError: as `generate`.
         """
-        return self.engine.make_request(
-            prompt, params, method=self._method(method), config=self.config
-        )
+        return self.engine.make_request(prompt, params, method=self._method(method))
 
     def stream_request(self, request: EngineRequest) -> Iterator[Piece]:
         """Run a request, yielding text as soon as it is final. It is aborted if that is ended."""
@@ -226,5 +221,6 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _method(self, name: str | None) -> MethodSpec:
-        return find_method(name or self.method, self.engine.models.draft is not None)
+    def _method(self, name: str | None) -> MethodSpec | None:
+        """The method of a name; None is the configuration's."""
+        return None if name is None else find_method(name, self.engine.models.draft is not None)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specbranch import LLM, SamplingParams
-from specbranch.config import SchedulerConfig
+from specbranch.config import SchedulerConfig, SpeculativeConfig
 from specbranch.engine.engine import Engine
 from specbranch.engine.request import EngineRequest
 from specbranch.methods.registry import METHODS
@@ -222,3 +222,75 @@ def test_a_text_longer_than_the_drafts_context_goes_on_without_the_draft():
     assert output.outputs[0].token_ids == expected.outputs[0].token_ids
     assert output.speculation.drafted
     assert "outgrown the draft's context of 64 tokens" in str(output.speculation.reason)
+
+
+def test_texts_that_run_when_the_draft_dies_go_on_without_it(texts, monkeypatch):
+    """One text loses the drafter for all; those that were open on it know, the next has another."""
+    target, draft = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
+    with LLM.from_models(target, draft, speculate="always") as llm:
+        executors = llm.engine.executors
+        fresh = LLM.from_models(target, draft, speculate="always").engine.executors.drafter
+        engine = Engine(
+            executors, llm.engine.models, restart_drafter=lambda: fresh, config=llm.config
+        )
+        first, second = (engine.add_request(p, PARAMS) for p in prompts(2))
+        engine.step([first])
+        engine.step([second])
+        executors.drafter.close()
+        while not first.finished or not second.finished:
+            engine.step()
+        third = engine.add_request(prompts(3)[2], PARAMS)
+        while not third.finished:
+            engine.step()
+    assert [r.sequence.tokens for r in (first, second, third)] == texts[:3]
+    assert all("was closed" in str(request.reason) for request in (first, second))
+    assert third.reason is None
+    assert third.output().speculation.drafted
+
+
+def test_a_text_outlives_a_draft_that_was_started_again(texts):
+    """Its drafter is another one now, which does not know it."""
+    target, draft = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
+    with LLM.from_models(target, draft, speculate="always") as llm:
+        executors = llm.engine.executors
+        fresh = LLM.from_models(target, draft, speculate="always").engine.executors.drafter
+        engine = Engine(
+            executors, llm.engine.models, restart_drafter=lambda: fresh, config=llm.config
+        )
+        first, second = (engine.add_request(p, PARAMS) for p in prompts(2))
+        engine.step([first])
+        engine.step([second])
+        executors.drafter.close()
+        engine.step([second])  # it finds out
+        third = engine.add_request(prompts(3)[2], PARAMS)
+        engine.step([third])  # the draft is started again
+        while engine.has_unfinished_requests:
+            engine.step()
+    assert [r.sequence.tokens for r in (first, second, third)] == texts[:3]
+    assert "started again" in str(first.reason)
+    assert third.reason is None
+
+
+@pytest.mark.parametrize("method", ["specbranch", "lookup"])
+def test_a_prompt_that_is_interrupted_is_closed_on_both_workers(llm, monkeypatch, method):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("specbranch.models.runner.CausalRunner.prefill", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([*prompts(1), [5, 6, 7]], PARAMS, method=method)
+    assert open_texts(llm.engine) == 0
+    assert not hosted(llm.engine.executors.verifier)._runner._states
+
+
+def test_an_output_says_that_the_draft_was_turned_off(llm):
+    """A text whose draft does not pay ends with the reason, and nothing is printed in between."""
+    config = SpeculativeConfig()
+    request = llm.engine.add_request(prompts(1)[0], PARAMS, config=config)
+    llm.engine.step()
+    tuning = llm.engine.executors.tuning(config, greedy=True)
+    tuning._gate.paused, tuning._gate.reason, tuning._gate._plain_left = True, "it was slow", 1000
+    while not request.finished:
+        llm.engine.step()
+    assert request.output().speculation.reason == "it was slow"

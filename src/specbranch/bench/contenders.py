@@ -64,7 +64,9 @@ def on_target_share(llm: LLM) -> LLM:
     executors, affinity = llm.engine.executors, llm.affinity
     kept = copy.copy(llm)
     kept.engine = Engine(
-        replace(executors, affinity=replace(affinity, alone=affinity.target)), llm.engine.models
+        replace(executors, affinity=replace(affinity, alone=affinity.target)),
+        llm.engine.models,
+        config=llm.config,
     )
     return kept
 

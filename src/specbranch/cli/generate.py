@@ -104,6 +104,8 @@ def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> 
                 _emit(console, piece.text, STYLES[piece.origin])
         finally:
             _emit(console, f"\n{_summary(request.metrics)}\n", "bold")
+    if request.reason is not None:
+        print(f"without the draft at the end: {request.reason}", file=sys.stderr)
     if console.color_system is not None:
         legend = [Text(MEANINGS[o], style=STYLES[o]) for o in Origin]
         console.print(Text(" · ").join(legend))

@@ -22,7 +22,7 @@ from specbranch.executors.base import Executor
 from specbranch.executors.cpu_affinity import AffinityPlan, divide
 from specbranch.executors.start import pick_executor, start_drafter, start_executors
 from specbranch.executors.virtual import affinity_of
-from specbranch.methods.registry import METHODS
+from specbranch.methods.registry import pick_method
 from specbranch.models.info import ModelInfo
 from specbranch.models.loader import (
     ModelSpec,
@@ -80,7 +80,7 @@ def assemble(config: EngineConfig) -> Assembled:
     """
     model = config.model
     draft = pick_draft(model)
-    _check_method(config, draft is not None)
+    pick_method(config.speculative.method, draft is not None)  # refuses what is none
     tokenizer = load_tokenizer(model.target)
     if draft is not None:
         check_vocabularies(tokenizer, load_tokenizer(draft), (model.target, draft))
@@ -130,7 +130,7 @@ def assemble_from_models(
     """
     if config.executors.executor == "process":
         raise InputError("process executors load their models by name: use LLM(target=…, draft=…)")
-    _check_method(config, draft is not None)
+    pick_method(config.speculative.method, draft is not None)  # refuses what is none
     devices = {"target": target.device, "draft": (target if draft is None else draft).device}
     kind = pick_executor(
         config.executors.executor, devices["target"], devices["draft"], overlap=False
@@ -145,16 +145,6 @@ def assemble_from_models(
         plan,
         tokenizer,
     )
-
-
-def _check_method(config: EngineConfig, has_draft: bool) -> None:
-    method = config.speculative.method
-    if method == "auto":
-        return
-    if method not in METHODS:
-        raise InputError(f"unknown method '{method}': use {', '.join(METHODS)}")
-    if METHODS[method].needs_draft and not has_draft:
-        raise InputError(f"the method '{method}' needs a draft model: give one as draft")
 
 
 def _specs(model: ModelConfig, draft: str | None) -> tuple[ModelSpec, ModelSpec | None]:
@@ -177,8 +167,8 @@ def _specs(model: ModelConfig, draft: str | None) -> tuple[ModelSpec, ModelSpec 
 
 
 def _pick_executor(config: EngineConfig, devices: dict[str, torch.device], has_draft: bool) -> str:
-    asked, method = config.executors, config.speculative.method
-    overlap = has_draft and (method == "auto" or METHODS[method].overlaps)
+    asked = config.executors
+    overlap = has_draft and pick_method(config.speculative.method, has_draft).overlaps
     kind = pick_executor(asked.executor, devices["target"], devices["draft"], overlap)
     if kind != "process" and (asked.target_cores or asked.draft_cores):
         raise InputError(
@@ -233,7 +223,8 @@ def _start(
     except BaseException:
         executors.close()
         raise
-    return Assembled(Engine(executors, models, config.scheduler, restart), kind)
+    engine = Engine(executors, models, config.scheduler, restart, config.speculative)
+    return Assembled(engine, kind)
 
 
 def _describe(model: ModelConfig, executors: ExecutorPair, tokenizer: Any) -> EngineModels:

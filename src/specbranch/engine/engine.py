@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -20,15 +19,13 @@ from specbranch.engine.supervisor import Supervisor
 from specbranch.errors import ExecutorError, InputError
 from specbranch.executors.base import Executor
 from specbranch.methods.base import MethodContext
-from specbranch.methods.registry import PLAIN, MethodSpec
+from specbranch.methods.registry import PLAIN, MethodSpec, pick_method
 from specbranch.metrics import Round
 from specbranch.sampling_params import SamplingParams
 from specbranch.token_sequence import TokenSequence
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.messages import OpenText
 from specbranch.workers.requests import CloseRequest, OpenRequest, RewindRequest
-
-logger = logging.getLogger("specbranch")
 
 
 class Engine:
@@ -39,6 +36,7 @@ class Engine:
         models: what runs on them.
         scheduler: which texts run.
         restart_drafter: starts a lost drafter again; None where that cannot be done.
+        config: how to decode requests that do not say it.
     """
 
     def __init__(
@@ -47,9 +45,11 @@ class Engine:
         models: EngineModels,
         scheduler: SchedulerConfig | None = None,
         restart_drafter: Callable[[], Executor[Drafter]] | None = None,
+        config: SpeculativeConfig | None = None,
     ) -> None:
         self.executors = executors
         self.models = models
+        self.config = config or SpeculativeConfig()
         self.supervisor = Supervisor(executors, restart_drafter)
         self._scheduler = Scheduler(scheduler or SchedulerConfig())
         self._driver = Driver(executors)
@@ -59,15 +59,10 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        method: MethodSpec = PLAIN,
+        method: MethodSpec | None = None,
         config: SpeculativeConfig | None = None,
     ) -> EngineRequest:
-        """Have a prompt wait for its turn.
-
-        Raises:
-            InputError: the prompt is empty, no prompt, or leaves no room in the context; or stop
-                strings without a tokenizer.
-        """
+        """Have a prompt wait for its turn; arguments and errors as for `make_request`."""
         request = self.make_request(prompt, params, method=method, config=config)
         self.submit(request)
         return request
@@ -77,15 +72,24 @@ class Engine:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
-        method: MethodSpec = PLAIN,
+        method: MethodSpec | None = None,
         config: SpeculativeConfig | None = None,
     ) -> EngineRequest:
-        """The request of `add_request`, for `submit`.
+        """A request that `submit` can take.
+
+        Args:
+            prompt: what `engine.inputs` takes.
+            params: how it is sampled; greedily by default.
+            method: by default that of the configuration.
+            config: how much to draft; by default the engine's.
 
         Raises:
-            InputError: as `add_request`.
+            InputError: the prompt is empty, no prompt, or leaves no room in the context; or stop
+                strings without a tokenizer.
         """
         models, params = self.models, params or SamplingParams()
+        config = config or self.config
+        spec = method or pick_method(config.method, models.draft is not None)
         encoded = encode(prompt, models.tokenizer, models.target.vocabulary, models.max_model_len)
         if params.seed is None and not params.greedy:
             params = replace(params, seed=secrets.randbits(63))
@@ -108,8 +112,8 @@ class Engine:
             sequence,
             detokenizer,
             params,
-            method,
-            config or SpeculativeConfig(),
+            spec,
+            config,
             models.padding,
         )
 
@@ -157,6 +161,7 @@ class Engine:
             request.absorb(done)
             request.metrics.seconds += now() - started
             if request.finished:
+                self._note_pause(request)
                 self._release(request)
             return [StepOutput(request, done)]
 
@@ -177,7 +182,8 @@ class Engine:
         if spec.needs_draft:
             self.supervisor.before_text()
             request.reason = self._why_no_draft(request)
-            request.drafting = request.reason is None
+            request.drafter = executors.drafter if request.reason is None else None
+        request.opened = True
         sequence, config = request.sequence, request.config
         # What H-RAD learned of greedy texts says less than the noise that both models choose by.
         judged = not request.params.coupled or config.epsilon != "auto"
@@ -195,11 +201,11 @@ class Engine:
         reading = None
         # The prompt is most work for the target, and next to none for the draft.
         executors.set_verifier_affinity(overlapped=False, anew=True)
-        if request.drafting and executors.drafter is not None and self.models.draft is not None:
+        if request.drafter is not None and self.models.draft is not None:
             executors.set_drafter_affinity(spec.overlaps)
             # The draft first: it reads the prompt while the target may keep this thread busy.
             capacity = min(text.capacity, self.models.draft.positions)
-            reading = executors.drafter.submit(OpenRequest([replace(text, capacity=capacity)]))
+            reading = request.drafter.submit(OpenRequest([replace(text, capacity=capacity)]))
         executors.verifier.submit(OpenRequest([text])).result()
         if reading is not None:
             try:
@@ -212,6 +218,12 @@ class Engine:
         """Why the draft cannot begin this text; None if it can."""
         if self.executors.drafter is None or self.models.draft is None:
             return self.supervisor.reason or "there is no draft"
+        return self._beyond_draft(request)
+
+    def _why_no_longer(self, request: EngineRequest) -> str | None:
+        """Why the draft cannot go on with this text; None if it can."""
+        if request.drafter is not self.executors.drafter:
+            return self.supervisor.reason or "the draft was started again, without this text"
         return self._beyond_draft(request)
 
     def _beyond_draft(self, request: EngineRequest) -> str | None:
@@ -233,7 +245,7 @@ class Engine:
 
     def _advance(self, request: EngineRequest) -> Round:
         """One round, by plain decoding where the draft gave no answer."""
-        if request.drafting and (reason := self._beyond_draft(request)) is not None:
+        if request.drafting and (reason := self._why_no_longer(request)) is not None:
             self._go_on_without_draft(request, reason)
         assert request.method is not None
         try:
@@ -259,13 +271,18 @@ class Engine:
         self.executors.verifier.submit(RewindRequest(sequence.id, sequence.length)).result()
         self._make_method(request, PLAIN)
 
+    def _note_pause(self, request: EngineRequest) -> None:
+        """Say in the output that the draft was turned off, where that is how the text ended."""
+        if request.drafting and request.reason is None:
+            tuning = self.executors.tuning(request.config, request.params.greedy)
+            request.reason = tuning.paused_reason
+
     def _release(self, request: EngineRequest) -> None:
         """Forget a request, and close its text on the workers."""
         if not self._scheduler.remove(request):
             return
-        was_open = request.method is not None or request.drafting
         request.drop_method()
-        if self.executors.closed or not was_open:
+        if self.executors.closed or not request.opened:
             return
         if request.drafting and request.finished:
             self.supervisor.succeeded()
@@ -275,9 +292,8 @@ class Engine:
             self.executors.verifier.submit(CloseRequest([request.id])).result()
 
     def _close_on_drafter(self, request: EngineRequest) -> None:
-        drafter, drafting = self.executors.drafter, request.drafting
-        request.drafting = False
-        if drafter is None or not drafting:
+        drafter, request.drafter = request.drafter, None
+        if drafter is None or drafter is not self.executors.drafter:
             return
         try:
             drafter.submit(CloseRequest([request.id])).result()

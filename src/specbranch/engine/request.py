@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from specbranch.config import SpeculativeConfig
 from specbranch.engine.detokenizer import Detokenizer
+from specbranch.executors.base import Executor
 from specbranch.methods.base import Method
 from specbranch.methods.registry import MethodSpec
 from specbranch.metrics import Fates, Metrics, Round
@@ -14,6 +15,7 @@ from specbranch.models.padding import Padding
 from specbranch.outputs import CompletionOutput, Piece, RequestOutput, Speculation
 from specbranch.sampling_params import SamplingParams
 from specbranch.token_sequence import FinishReason, TokenSequence
+from specbranch.workers.drafter import Drafter
 
 
 @dataclass(eq=False)
@@ -30,8 +32,8 @@ class EngineRequest:
         padding: of the target's forwards.
         metrics, rounds: of what was decoded so far.
         method: the state machine, once the text is open on the workers.
-        drafting: whether the text is open on the drafter.
-        drafted: tokens that the drafter delivered.
+        opened: whether its prompt was handed to the workers.
+        drafter: the executor of the drafter that the text is open on; None where it is on none.
         reason: why the text went on without the draft, if it did.
         error: what ended the text, if that was no end of its own.
     """
@@ -46,13 +48,19 @@ class EngineRequest:
     metrics: Metrics = field(default_factory=Metrics)
     rounds: list[Round] = field(default_factory=list)
     method: Method | None = None
-    drafting: bool = False
+    opened: bool = False
+    drafter: Executor[Drafter] | None = None
     reason: str | None = None
     error: BaseException | None = None
 
     @property
     def id(self) -> int:
         return self.sequence.id
+
+    @property
+    def drafting(self) -> bool:
+        """Whether the text is open on a drafter."""
+        return self.drafter is not None
 
     @property
     def finished(self) -> bool:

@@ -241,7 +241,7 @@ class _Loop:
         driver, spec = Driver(self.executors), self.spec
         context = MethodContext(sequence, self.config, Tuning(self.config))
         try:
-            self._on_all(OpenRequest([text]))
+            self._open(OpenRequest([text]))
             yield from driver.rounds(spec.make(context))
         except DrafterFailedError as failed:
             logger.warning("the draft failed (%s): going on with plain decoding", failed.error)
@@ -250,6 +250,14 @@ class _Loop:
             rewind = RewindRequest(sequence.id, sequence.length)
             self.executors.verifier.submit(rewind).result()
             yield from driver.rounds(PLAIN.make(context))
+
+    def _open(self, request: OpenRequest) -> None:
+        self.executors.verifier.submit(request).result()
+        if self.executors.drafter is not None:
+            try:
+                self.executors.drafter.submit(request).result()
+            except Exception as error:
+                raise DrafterFailedError(error) from error
 
     def _on_all(self, request: Request[TextWorker, Any]) -> None:
         self.executors.verifier.submit(request).result()

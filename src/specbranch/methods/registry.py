@@ -48,8 +48,6 @@ METHODS: dict[str, MethodSpec] = {
     )
 }
 PLAIN = METHODS["autoregressive"]
-BEST_WITH_DRAFT = "specbranch"
-BEST_WITHOUT_DRAFT = "lookup"
 
 
 def find_method(
@@ -69,3 +67,10 @@ def find_method(
             f"the method '{name}' needs a draft model: {why_no_draft}, or use {draftless}"
         )
     return spec
+
+
+def pick_method(name: str, has_draft: bool) -> MethodSpec:
+    """As `find_method`; `auto` is the best one for what there is, a draft or none."""
+    if name == "auto":
+        name = "specbranch" if has_draft else "lookup"
+    return find_method(name, has_draft)
