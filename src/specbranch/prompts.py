@@ -74,7 +74,7 @@ def read_prompts(file: Path, limit: int | None = None) -> list[str]:
 
 
 def read_rows(file: Path, limit: int | None = None) -> list[str | InputError]:
-    """The prompts of a ``*.jsonl`` file; of a bad row what is wrong with it.
+    """The prompts of a ``*.jsonl`` file; in place of a bad row what is wrong with it.
 
     Args:
         limit: only the first so many.

@@ -1,12 +1,19 @@
 """The command line as a user types it, in a process of its own where that matters."""
 
+import io
 import json
+import logging
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 from specbranch.cli import main
+from specbranch.cli.held_back import hold_back_warnings
+from specbranch.cli.main import build_parser
+from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
 PROMPT = "def quicksort(xs):"
 
@@ -123,3 +130,121 @@ def test_help_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert "generate" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The arguments that name a tiny target without a draft."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    save_pair_half(folder, tiny_model("llama"), tiny_tokenizer())
+    return ["--target", str(folder), "--draft", "none", "--max-tokens", "4", "--padding", "0"]
+
+
+def errors(stderr):
+    """The complaints on standard error, where loading may show its progress, too."""
+    assert "Traceback" not in stderr
+    return [line for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+BAD_ROWS = [
+    ('{"prompt": null}', "row 2: no prompt"),
+    ('{"prompt": ["w1"]}', "row 2: no prompt"),
+    ('{"question": 5}', "row 2: no prompt"),
+    ("{nonsense", "line 2: no JSON"),
+    ('{"prompt": ""}', "row 2: the prompt is empty"),
+    ('{"prompt": "w1 \\ud83d"}', "row 2: the prompt is broken text: a lone surrogate"),
+    (json.dumps({"prompt": "w1 " * 300}), "row 2: the prompt has 300 tokens"),
+]
+
+
+@pytest.mark.parametrize(("row", "complaint"), BAD_ROWS)
+def test_a_bad_row_is_reported_and_the_others_are_continued(capsys, tmp_path, tiny, row, complaint):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"prompt": "w1"}}\n{row}\n{{"prompt": "w3"}}\n')
+    assert main(["generate", "--file", str(file), "--json", *tiny]) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["prompt"] for line in captured.out.splitlines()] == ["w1", "w3"]
+    [error] = errors(captured.err)
+    assert error.startswith(f"error: {file}, {complaint}")
+
+
+@pytest.mark.parametrize(("row", "complaint"), BAD_ROWS)
+def test_bad_rows_alone_are_bad_input(capsys, tmp_path, tiny, row, complaint):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f'{{"prompt": null}}\n{row}\n')
+    assert main(["generate", "--file", str(file), "--json", *tiny]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = errors(captured.err)
+    assert first.startswith(f"error: {file}, row 1: no prompt")
+    assert second.startswith(f"error: {file}, {complaint}")
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "specbranch", "generate", *arguments]
+    return subprocess.run(command, capture_output=True, check=False, **options)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_an_output_that_lacks_characters_loses_no_text(tiny, encoding):
+    environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = run("w1 日本 w2", *tiny, env=environment)
+    assert (done.returncode, errors(done.stderr.decode())) == (0, [])
+    shown = "日本" if encoding == "utf-8" else r"\u65e5\u672c"
+    assert done.stdout.startswith(f"w1 {shown} w2".encode(encoding))
+    assert b"4 tokens in" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "complaint"),
+    [
+        ([], {"input": b"\xff\xfe w1"}, "error: standard input is not UTF-8 text"),
+        ([b"\xff w1"], {}, "error: the prompt is broken text: a lone surrogate"),
+        ([], {"stdin": None, "preexec_fn": lambda: os.close(0)}, "error: no prompt: give it"),
+    ],
+)
+def test_what_is_no_text_is_refused_in_one_line(tiny, arguments, options, complaint):
+    done = run(*arguments, *tiny, **options)
+    assert (done.returncode, done.stdout) == (2, b"")
+    [error] = errors(done.stderr.decode())
+    assert error.startswith(complaint)
+
+
+def test_former_names_of_options_are_accepted_and_not_shown():
+    former = ["--lanes", "thread", "--lane-timeout", "5", "--width", "8"]
+    options = build_parser().parse_args(["generate", "x", *former])
+    assert (options.executor, options.executor_timeout, options.padding) == ("thread", 5.0, 8)
+    current = ["--executor", "thread", "--executor-timeout", "5", "--padding", "8"]
+    assert build_parser().parse_args(["generate", "x", *current]) == options
+    defaults = build_parser().parse_args(["generate", "x"])
+    assert (defaults.executor, defaults.executor_timeout, defaults.padding) == (
+        "auto",
+        None,
+        "auto",
+    )
+
+
+@pytest.mark.parametrize("own_handler", [False, True])
+def test_warnings_wait_for_the_end_of_the_text(monkeypatch, own_handler):
+    output = io.StringIO()
+    handler = logging.StreamHandler(output)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler] if own_handler else [])
+    monkeypatch.setattr(logging, "lastResort", handler)
+    monkeypatch.setattr(
+        warnings, "showwarning", lambda message, *_, **__: output.write(f"{message}\n")
+    )
+    logger = logging.getLogger("specbranch.test_cli")
+
+    def interrupted():
+        with hold_back_warnings():
+            output.write("the te")
+            logger.warning("a record")
+            warnings.warn("a warning", stacklevel=1)
+            output.write("xt\n")
+            raise KeyboardInterrupt
+
+    logger.warning("before")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    logger.warning("after")
+    assert output.getvalue() == "before\nthe text\na record\na warning\nafter\n"

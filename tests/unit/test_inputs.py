@@ -39,10 +39,15 @@ def ids_of(prompts):
                 {
                     "input_ids": torch.tensor([[0, 1], [2, 3]]),
                     "attention_mask": torch.tensor([[0, 1], [1, 1]]),
+                    "token_type_ids": torch.tensor([[0, 0], [0, 0]]),
                 }
             ),
             [[1], [2, 3]],
         ),
+        ({"input_ids": [np.array([1, 2])], "attention_mask": None}, [[1, 2]]),
+        ({"prompt": "w1", "prompt_token_ids": None}, [[1]]),
+        (np.array(["w1", "w2 w3"]), [[1], [2, 3]]),
+        ([torch.tensor([[1, 2]])], [[1, 2]]),
     ],
 )
 def test_prompts_of_every_shape(prompts, expected):
@@ -61,6 +66,19 @@ def test_prompts_of_every_shape(prompts, expected):
         ([[True]], "a prompt is text, a list of token ids"),
         ("", "the prompt is empty"),
         ([[]], "the prompt has no tokens"),
+        ([torch.zeros(3, 3)], "a prompt is text, a list of token ids"),
+        (b"w1", "a prompt is text, a list of token ids"),
+        ([{"role": "user", "content": "w1"}], "a prompt is text, a list of token ids"),
+        ({"prompt": "w1", "multi_modal_data": {}}, "a prompt is text, a list of token ids"),
+        ({"input_ids": 5}, "a prompt is text, a list of token ids"),
+        ({"input_ids": None}, "a prompt is text, a list of token ids"),
+        ({"input_ids": [[1], 2]}, "a prompt is text, a list of token ids"),
+        ({"input_ids": [[1]], "pixel_values": [0.5]}, "a prompt is text, a list of token ids"),
+        (
+            {"input_ids": [[1, 2]], "attention_mask": [[1]]},
+            "input_ids and attention_mask must have the same shape",
+        ),
+        ({"input_ids": [1, 2], "attention_mask": [0, 0]}, "the prompt has no tokens"),
         ([[64]], "prompt token ids must be between 0 and 63"),
         ([[1] * 100], "the prompt has 100 tokens and the context holds 100"),
         ("w1 \ud800", "the prompt is broken text: a lone surrogate at character 3"),
@@ -85,3 +103,9 @@ def test_parameters_for_all_or_for_each():
     assert match_params(["a"], None) == [SamplingParams()]
     with pytest.raises(InputError, match="2 prompts and 1 sampling parameters"):
         match_params(["a", "b"], [one])
+
+
+@pytest.mark.parametrize("params", [5, {"max_tokens": 5}, [None], ["a"], "a"])
+def test_what_are_no_parameters_is_refused(params):
+    with pytest.raises(InputError, match="sampling parameters must be SamplingParams, not"):
+        match_params(["a"], params)

@@ -3,20 +3,63 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
-TIMELINE = "draw what the executors did when: .svg, .png, or .json for Perfetto"
+_TIMELINE = "draw what the executors did when: .svg, .png, or .json for Perfetto"
 
 
 def number_or_word(given: str) -> int | str:
     return int(given) if given.lstrip("-").isdigit() else given
 
 
-def share_or_word(given: str) -> float | str:
+def float_or_word(given: str) -> float | str:
     try:
         return float(given)
     except ValueError:
         return given
+
+
+def _add_former(
+    parser: argparse.ArgumentParser, option: str, dest: str, kind: Callable[[str], object]
+) -> None:
+    """Accept an option's former name, which help does not show."""
+    parser.add_argument(
+        option, dest=dest, type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("prompt", nargs="?", help="the text to continue; '-' reads standard input")
+    source.add_argument("--file", type=Path, help="file with the prompt; a .jsonl has one a row")
+    add = parser.add_argument
+    add("--limit", type=int, help="only the first N prompts of the file")
+    add("--json", action="store_true", help="one JSON object a prompt, no text")
+    add("--timeline", type=Path, help=_TIMELINE)
+    add("--no-color", action="store_true", help="plain text on any terminal")
+    add(
+        "--compare",
+        action="store_true",
+        help="run plain decoding too, check that the tokens are the same, print both in a table",
+    )
+    add(
+        "--method",
+        help="specbranch (default), pearl, speculative, adaedl; without a draft: lookup, "
+        "lookahead, autoregressive",
+    )
+    add_drafting(parser)
+    add_pair(parser)
+    add_sampling(parser)
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument("--timeline", type=Path, help=_TIMELINE)
+    add_drafting(parser)
+    parser.set_defaults(speculate="always")  # to see what the methods do
+    add_pair(parser)
+    add_sampling(parser)
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +86,12 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--padding",
-        "--width",
         type=number_or_word,
         default="auto",
         help="tokens of a target forward: auto (default) and a number N (padded) are bit-exact for "
         "all methods; 0 is not",
     )
+    _add_former(parser, "--width", "padding", number_or_word)
     add("--max-model-len", type=int, help="most tokens of a text, prompt included")
 
 
@@ -58,19 +101,19 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add(
         "--executor",
-        "--lanes",
         default="auto",
         help="process: each model on its own cores or GPU; thread: each on its own CUDA stream; "
-        "inline: in turn; auto (default) picks",
+        "inline: one after the other; auto (default) picks",
     )
+    _add_former(parser, "--lanes", "executor", str)
     add("--target-cores", help="cores that the target runs on, such as 0-2 (default: divided)")
     add("--draft-cores", help="cores of the draft's process")
     add(
         "--executor-timeout",
-        "--lane-timeout",
         type=float,
         help="seconds after which a draft's process that does not answer is given up (600)",
     )
+    _add_former(parser, "--lane-timeout", "executor_timeout", float)
     add(
         "--startup-timeout",
         type=float,
@@ -109,8 +152,8 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--epsilon",
-        type=share_or_word,
-        help="chance of acceptance below which a position is doubtful",
+        type=float_or_word,
+        help="chance of acceptance below which a position is uncertain",
     )
     add("--k-max", type=number_or_word, help="most branches in one round")
     add("--branching", help="outcomes (wherever the chain may break), point (at its end), even")

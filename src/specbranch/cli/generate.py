@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,9 +15,10 @@ from rich.text import Text
 from tqdm import tqdm
 
 from specbranch.cli.checks import check_counts
-from specbranch.cli.held_back import held_back_warnings
+from specbranch.cli.held_back import hold_back_warnings
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.engine import timeline
+from specbranch.engine.inputs import encode
 from specbranch.engine.request import EngineRequest
 from specbranch.errors import InputError
 from specbranch.llm import LLM
@@ -35,6 +37,7 @@ MEANINGS = {
 
 
 def _prompts(options: argparse.Namespace) -> list[str | InputError]:
+    """The prompts that the options name; in place of a bad row what is wrong with it."""
     check_counts(options, "limit")
     if options.file is not None and options.file.suffix == ".jsonl":
         return read_rows(options.file, options.limit)
@@ -50,15 +53,33 @@ def _prompts(options: argparse.Namespace) -> list[str | InputError]:
         raise InputError("standard input is not UTF-8 text") from None
 
 
-def _good(prompts: list[str | InputError]) -> tuple[list[str], int]:
-    """The prompts that are some; says what is wrong with the others, and counts them."""
-    good = [prompt for prompt in prompts if isinstance(prompt, str)]
-    bad = [prompt for prompt in prompts if isinstance(prompt, InputError)]
-    if not good:
-        raise bad[0]
-    for error in bad:
+def _valid(prompts: list[str | InputError]) -> list[str]:
+    """The prompts without the bad rows, which are reported on standard error.
+
+    Raises:
+        InputError: there are only bad rows; it is of the last one.
+    """
+    valid = [prompt for prompt in prompts if isinstance(prompt, str)]
+    errors = [prompt for prompt in prompts if isinstance(prompt, InputError)]
+    for error in errors if valid else errors[:-1]:
         print(f"error: {error}", file=sys.stderr)
-    return good, len(bad)
+    if not valid:
+        raise errors[-1]
+    return valid
+
+
+def _check(llm: LLM, row: int, prompt: str | InputError, file: Path | None) -> str | InputError:
+    """The prompt, or why this pair cannot continue it."""
+    if isinstance(prompt, InputError):
+        return prompt
+    try:
+        encode(prompt, llm.tokenizer, llm.target.vocabulary, llm.max_model_len)
+    except InputError as error:
+        if file is None:
+            return error
+        place = f"{file}, row {row}" if file.suffix == ".jsonl" else str(file)
+        return InputError(f"{place}: {error}")
+    return prompt
 
 
 def _summary(metrics: Metrics) -> str:
@@ -98,7 +119,7 @@ def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> 
     """Print the prompt and the text as it comes; returns the finished or interrupted request."""
     request = llm.request(prompt, params)
     _emit(console, prompt, "dim")
-    with held_back_warnings():
+    with hold_back_warnings():
         try:
             for piece in llm.stream_request(request):
                 _emit(console, piece.text, STYLES[piece.origin])
@@ -115,7 +136,7 @@ def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> 
 def _compare(
     llm: LLM, prompts: list[str], params: SamplingParams, as_json: bool, console: Console
 ) -> int:
-    """Every prompt by plain decoding and by the method in turn; 1 if any token differs."""
+    """Decode every prompt plainly and by the method; 1 if any token differs."""
     plain = llm.plain()
     sums = {"plain": Metrics(), "method": Metrics()}
     identical, tokens = 0, 0
@@ -157,7 +178,9 @@ def _compare(
 def run_generate(options: argparse.Namespace) -> int:
     """Load the pair, continue each prompt, and say how it went."""
     params = sampling_params(options)
-    prompts, bad = _good(_prompts(options))
+    prompts = _prompts(options)
+    if all(isinstance(prompt, InputError) for prompt in prompts):
+        _valid(prompts)  # says so before anything is loaded
     if options.compare and not params.greedy and params.acceptance == "rejection":
         raise InputError(
             "--compare needs --acceptance coupled: rejection sampling equals plain decoding in "
@@ -168,7 +191,12 @@ def run_generate(options: argparse.Namespace) -> int:
             raise InputError("--compare draws nothing: use `specbranch compare --timeline`")
         timeline.check_file(options.timeline)
     with load_llm(options) as llm:
-        return max(_generate(llm, prompts, params, options), int(bad > 0))
+        checked = [
+            _check(llm, row, prompt, options.file) for row, prompt in enumerate(prompts, start=1)
+        ]
+        valid = _valid(checked)
+        code = _generate(llm, valid, params, options)
+        return code if len(valid) == len(prompts) else 1
 
 
 def _generate(

@@ -6,22 +6,68 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
 
 from specbranch import __version__
-from specbranch.cli.arguments import (
-    TIMELINE,
-    add_bench,
-    add_drafting,
-    add_hrad,
-    add_pair,
-    add_profile,
-    add_sampling,
-    add_simulate,
-)
+from specbranch.cli import arguments
 from specbranch.errors import SpecBranchError
 from specbranch.openmp import limit_spinning
+
+
+class Command(NamedTuple):
+    """A command of ``specbranch``.
+
+    Attributes:
+        help: what it does, in one line.
+        add_arguments: adds its arguments to a parser.
+        run: module and function that runs it and returns the exit code. It is imported late, since
+            torch takes seconds to load, and --help should not wait for it.
+    """
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: tuple[str, str]
+
+
+COMMANDS = {
+    "generate": Command(
+        "continue a prompt, streaming the text",
+        arguments.add_generate,
+        ("specbranch.cli.generate", "run_generate"),
+    ),
+    "compare": Command(
+        "decode one prompt by every method",
+        arguments.add_compare,
+        ("specbranch.cli.compare", "run_compare"),
+    ),
+    "bench": Command(
+        "measure every method's speed side by side",
+        arguments.add_bench,
+        ("specbranch.cli.bench", "run_bench"),
+    ),
+    "profile": Command(
+        "measure what the pair's forwards take on this machine",
+        arguments.add_profile,
+        ("specbranch.cli.profile", "run_profile"),
+    ),
+    "simulate": Command(
+        "what each method would gain on other hardware",
+        arguments.add_simulate,
+        ("specbranch.cli.simulate", "run_simulate"),
+    ),
+    "hrad": Command(
+        "train the predictor of how much to draft",
+        arguments.add_hrad,
+        ("specbranch.cli.hrad", "run_hrad"),
+    ),
+    "info": Command(
+        "show the pair, its vocabularies, devices, versions",
+        arguments.add_pair,
+        ("specbranch.cli.info", "run_info"),
+    ),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,93 +77,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"specbranch {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    generate = commands.add_parser("generate", help="continue a prompt, streaming the text")
-    source = generate.add_mutually_exclusive_group()
-    source.add_argument("prompt", nargs="?", help="the text to continue; '-' reads standard input")
-    source.add_argument(
-        "--file", type=Path, help="read the prompt from a file; a .jsonl has one a row"
-    )
-    generate.add_argument("--limit", type=int, help="only the first N prompts of the file")
-    generate.add_argument("--json", action="store_true", help="one JSON object a prompt, no text")
-    generate.add_argument("--timeline", type=Path, help=TIMELINE)
-    generate.add_argument("--no-color", action="store_true", help="plain text on any terminal")
-    generate.add_argument(
-        "--compare",
-        action="store_true",
-        help="run plain decoding too, check that the tokens are the same, print both in a table",
-    )
-    generate.add_argument(
-        "--method",
-        help="specbranch (default), pearl, speculative, adaedl; without a draft: lookup, "
-        "lookahead, autoregressive",
-    )
-    add_drafting(generate)
-    add_pair(generate)
-    add_sampling(generate)
-
-    compare = commands.add_parser("compare", help="decode one prompt by every method")
-    compare.add_argument("prompt", help="the text to continue")
-    compare.add_argument("--timeline", type=Path, help=TIMELINE)
-    add_drafting(compare)
-    compare.set_defaults(speculate="always")  # to see what the methods do
-    add_pair(compare)
-    add_sampling(compare)
-
-    add_bench(commands.add_parser("bench", help="measure every method's speed side by side"))
-
-    add_profile(
-        commands.add_parser("profile", help="measure what the pair's forwards take on this machine")
-    )
-    add_simulate(
-        commands.add_parser("simulate", help="what each method would gain on other hardware")
-    )
-
-    add_hrad(commands.add_parser("hrad", help="train the predictor of how much to draft"))
-
-    info = commands.add_parser("info", help="show the pair, its vocabularies, devices, versions")
-    add_pair(info)
+    for name, command in COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.help))
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (2: bad input, 1: a check failed)."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(given)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
-            stream.reconfigure(errors="replace")  # a character that it lacks is no end of the text
+        if isinstance(stream, io.TextIOWrapper):
+            # An encoding may lack characters: they are shown as \\uXXXX, and no text is lost.
+            stream.reconfigure(errors="backslashreplace")
     if getattr(options, "draft", None) == "auto" and options.target == "target":
         options.draft = "draft"  # the bundled target's own
     limit_spinning()
     try:
-        # Imported here: torch takes seconds to load, and --help should not.
-        if options.command == "generate":
-            from specbranch.cli.generate import run_generate
-
-            return run_generate(options)
-        if options.command == "compare":
-            from specbranch.cli.compare import run_compare
-
-            return run_compare(options)
-        if options.command == "bench":
-            from specbranch.cli.bench import run_bench
-
-            return run_bench(options)
-        if options.command == "profile":
-            from specbranch.cli.profile import run_profile
-
-            return run_profile(options)
-        if options.command == "simulate":
-            from specbranch.cli.simulate import run_simulate
-
-            return run_simulate(options)
-        if options.command == "hrad":
-            from specbranch.cli.hrad import run_hrad
-
-            return run_hrad(options)
-        from specbranch.cli.info import run_info
-
-        return run_info(options)
+        module, function = COMMANDS[options.command].run
+        code: int = getattr(import_module(module), function)(options)
+        return code
     except SpecBranchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
 from specbranch.bench.contenders import Pair
@@ -62,7 +63,7 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
 
 
 def load_both(options: argparse.Namespace) -> Pair:
-    """The pair that the options name, on executors in turn and on executors in parallel.
+    """The pair that the options name, once with sequential and once with overlapped executors.
 
     Raises:
         InputError, UnsupportedModelError: as `LLM`.
@@ -85,15 +86,5 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
     Raises:
         InputError: a value out of its range.
     """
-    return SamplingParams(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-        stop=options.stop,
-        ignore_eos=options.ignore_eos,
-        acceptance=options.acceptance,
-    )
+    names = [field.name for field in fields(SamplingParams)]
+    return SamplingParams(**{name: vars(options)[name] for name in names if name in options})

@@ -16,6 +16,14 @@ EXPECTED = (
     "a prompt is text, a list of token ids, what apply_chat_template gives, or a dictionary with "
     "'prompt' or 'prompt_token_ids'"
 )
+# What tokenizers add to `input_ids`, besides the attention mask, without a change of their meaning.
+ADDED_BY_TOKENIZERS = {
+    "token_type_ids",
+    "special_tokens_mask",
+    "assistant_masks",
+    "offset_mapping",
+    "length",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return _of_mapping(prompts)
     values = _plain(prompts)
     if not isinstance(values, list):
-        raise InputError(f"{EXPECTED}; not {prompts!r:.80}")
+        raise _refusal(prompts)
     if values and all(_is_id(value) for value in values):
         return [values]
     return [each for value in values for each in _one(value)]
@@ -53,23 +61,40 @@ def _one(value: Any) -> list[Prompt]:
 
 def _of_mapping(given: Mapping[str, Any]) -> list[Prompt]:
     """The prompts of a dictionary or of a tokenizer's `BatchEncoding`."""
-    if "input_ids" in given:
-        rows = _plain(given["input_ids"])
-        if rows and not isinstance(rows[0], list):
-            rows = [rows]
-        masks = given.get("attention_mask")
-        if masks is None:
-            return list(rows)
-        shown = _plain(masks)
-        shown = [shown] if shown and not isinstance(shown[0], list) else shown
-        pairs = (zip(row, mask, strict=True) for row, mask in zip(rows, shown, strict=True))
-        return [[token for token, seen in pair if seen] for pair in pairs]
-    for name in ("prompt_token_ids", "prompt"):
-        if given.get(name) is not None:
-            return [given[name]]
-    raise InputError(
-        f"{EXPECTED}; not a dictionary with {', '.join(map(repr, given)) or 'nothing'}"
-    )
+    names = {name for name, value in given.items() if value is not None}
+    if "input_ids" in names and names - ADDED_BY_TOKENIZERS <= {"input_ids", "attention_mask"}:
+        rows = _rows(given["input_ids"])
+        if "attention_mask" not in names:
+            return rows
+        masks = _rows(given["attention_mask"])
+        if list(map(len, rows)) != list(map(len, masks)):
+            raise InputError("input_ids and attention_mask must have the same shape")
+        return [
+            [token for token, seen in zip(row, mask, strict=True) if seen]
+            for row, mask in zip(rows, masks, strict=True)
+        ]
+    if names and names <= {"prompt_token_ids", "prompt"}:
+        return [given["prompt_token_ids" if "prompt_token_ids" in names else "prompt"]]
+    entries = ", ".join(repr(name) if name in names else f"{name!r}: None" for name in given)
+    raise InputError(f"{EXPECTED}; not a dictionary with {entries or 'nothing'}")
+
+
+def _rows(values: Any) -> list[list[Any]]:
+    """A row of values, or several, as a list of rows."""
+    found = _plain(values)
+    if not isinstance(found, list):
+        raise _refusal(values)
+    rows = [_plain(row) for row in found]
+    if not any(isinstance(row, list) for row in rows):
+        return [rows]
+    if not all(isinstance(row, list) for row in rows):
+        raise _refusal(values)
+    return rows
+
+
+def _refusal(value: object) -> InputError:
+    shown = " ".join(repr(value).split())  # the representation of a tensor has several lines
+    return InputError(f"{EXPECTED}; not {shown:.80}")
 
 
 def _plain(values: Any) -> Any:
@@ -107,7 +132,7 @@ def encode(prompt: Prompt, tokenizer: Any, vocabulary: int, max_model_len: int) 
         if isinstance(values, list) and len(values) == 1 and isinstance(values[0], list):
             [values] = values
         if not isinstance(values, list) or not all(_is_id(value) for value in values):
-            raise InputError(f"{EXPECTED}; not {prompt!r:.80}")
+            raise _refusal(prompt)
         text, ids = "", [int(value) for value in values]
     if not ids:
         raise InputError("the prompt has no tokens: give some text to continue")
@@ -142,11 +167,13 @@ def match_params(
     """Sampling parameters for each prompt.
 
     Raises:
-        InputError: a list of another length than the prompts'.
+        InputError: a list of another length than the prompts', or something else.
     """
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * len(prompts)
-    several = list(params)
+    several = list(params) if isinstance(params, Sequence) else [params]
+    if wrong := [each for each in several if not isinstance(each, SamplingParams)]:
+        raise InputError(f"sampling parameters must be SamplingParams, not {wrong[0]!r:.80}")
     if len(several) != len(prompts):
         raise InputError(
             f"{len(prompts)} prompts and {len(several)} sampling parameters: give one for all, or "
