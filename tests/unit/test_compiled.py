@@ -1,5 +1,6 @@
 """Compiled forwards: the same numbers as the model's own, bit-identical at any padding."""
 
+import gc
 import logging
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 from specbranch.models.cpu import compiled
-from specbranch.models.cpu.compiled import CompiledForward, cache_folder, library_name, obstacle
+from specbranch.models.cpu.compiled import CompiledForward, library_name, obstacle
 from specbranch.models.cpu.custom_ops import CompiledLayers
 from specbranch.models.cpu.int8 import obstacle as int8_obstacle
+from specbranch.models.cpu.library_cache import cache_folder
 from specbranch.models.padding import Padding
 from specbranch.models.runner import CausalRunner
 from specbranch.models.sequence_state import LookaheadRow
@@ -38,7 +40,10 @@ def runners(request, tmp_path_factory):
         patch.setenv("SPECBRANCH_CACHE", str(folder))
         ours, theirs = (CausalRunner(made(request.param)) for _ in range(2))
         int8 = request.param in INT8
+        frozen = gc.get_freeze_count()
         ours.compile("tiny", verifies=True, int8=int8)
+        # The collector is the user's.
+        assert gc.get_freeze_count() == frozen
         theirs.pack(int8)
         assert cache_folder() == folder
     return ours, theirs, folder, request.param
@@ -118,6 +123,58 @@ def test_library_is_kept_and_belongs_to_the_weights(runners, monkeypatch, caplog
     assert caplog.messages == ["other runs uncompiled, slower: the compiler is broken"]
     expected = in_chunks(other, [48], Padding())[0]
     assert expected.isfinite().all()
+
+
+@needs_compiler
+def test_a_broken_library_is_built_anew(runners, monkeypatch, caplog):
+    _, _, folder, kind = runners
+    int8 = kind in INT8
+    monkeypatch.setenv("SPECBRANCH_CACHE", str(folder))
+    library = folder / f"target-{library_name(made(kind), int8)}"
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2])
+    # In place of the compiler's minute.
+    monkeypatch.setattr(compiled, "_build", lambda *args: args[-1].write_bytes(whole))
+    again = CausalRunner(made(kind))
+    with caplog.at_level(logging.WARNING, "specbranch"):
+        again.compile("again", verifies=True, int8=int8)
+    assert again.describe("again").compiled
+    # torch has a word of its own about the file.
+    [message] = [r.getMessage() for r in caplog.records if r.name == "specbranch"]
+    assert message.startswith(f"{library} is broken and is built anew: ")
+    assert "\n" not in message
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_kept_is_not_made(tmp_path, monkeypatch, caplog):
+    """The message names the folder."""
+    blocked = tmp_path / "file"
+    blocked.touch()
+    monkeypatch.setenv("SPECBRANCH_CACHE", str(blocked / "cache"))
+    runner = CausalRunner(tiny_model("llama"))
+    with caplog.at_level(logging.WARNING, "specbranch"):
+        runner.compile("m", verifies=True)
+    assert not runner.describe("m").compiled
+    [message] = caplog.messages
+    assert message.startswith("m runs uncompiled, slower: ")
+    assert str(blocked) in message
+    validate_cache(runner, "m")
+
+
+@needs_compiler
+def test_a_folder_that_is_only_read_costs_one_line(tmp_path, monkeypatch, caplog):
+    def read_only(**options):
+        raise PermissionError(13, "Permission denied", str(options["dir"]))
+
+    monkeypatch.setenv("SPECBRANCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "TemporaryDirectory", read_only)
+    runner = CausalRunner(tiny_model("llama"))
+    with caplog.at_level(logging.WARNING, "specbranch"):
+        runner.compile("m", verifies=True)
+    assert not runner.describe("m").compiled
+    assert caplog.messages == [
+        f"m runs uncompiled, slower: [Errno 13] Permission denied: '{tmp_path}'"
+    ]
 
 
 def test_obstacles_are_named(monkeypatch):

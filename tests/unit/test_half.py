@@ -1,5 +1,8 @@
 """Weights in float16: no bit of them is lost, and rows do not depend on each other."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from specbranch.models.cpu.compiled import compiler
-from specbranch.models.cpu.custom_ops import SOURCE, CompiledLayers
+from specbranch.models.cpu.custom_ops import SOURCE, CompiledLayers, operators_library
 from specbranch.models.cpu.half import HalfLinear, scaled
 from specbranch.models.cpu.prepacking import PackedLinear, pack
 from tests.forwards import computing_threads, product_of_rows
@@ -95,6 +98,27 @@ def test_compiled_code_finds_the_layers_of_the_model_that_runs(tmp_path):
             y = torch.ops.specbranch.half_linear(x, layer.layer, 8)
             expected = torch.ops.quantized.linear_dynamic_fp16(x, *layer.packed)
             assert torch.equal(y, expected)
+
+
+@pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("there", [b"", b"\x7fELF and no more", None])
+def test_operators_that_are_broken_are_built_anew(there, tmp_path):
+    """In a process of its own: this one has loaded them."""
+    library = operators_library(tmp_path)
+    if there is not None:
+        library.write_bytes(there)
+    code = (
+        "import logging, pathlib, sys, torch\n"
+        "from specbranch.models.cpu import custom_ops\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "custom_ops._load_operators(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
+        "print(torch.ops.specbranch.half_linear)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), compiler()], capture_output=True, text=True
+    )
+    assert done.stdout == "specbranch.half_linear\n", done.stderr
+    assert (f"{library} is broken and is built anew: " in done.stderr) == (there is not None)
 
 
 @needs_fbgemm

@@ -1,9 +1,9 @@
-"""At a fixed padding, and at the cheapest, logits do not depend on how the text is cut into
-runs."""
+"""At a fixed padding, and at `auto`, logits do not depend on how a text is cut into forwards."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +102,35 @@ def test_fixed_width_is_bit_exact(
     """However the text is cut into runs, and whatever was rejected in between."""
     chunked = read(model_of(architecture, dtype=dtype), FIXED, rounds)
     assert same(chunked, one_at_a_time(architecture, dtype, FIXED))
+
+
+LONG_TEXT = some_tokens(224)
+CUTS = {"one at a time": [1], "chunks": [7], "mixed": [1, 8, 3, 16, 2, 5, 15, 1, 1, 24, 4]}
+
+
+@pytest.mark.parametrize("tokens", [4, 8, 16, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_fixed_padding_is_bit_exact_far_into_a_text(
+    architecture: str, dtype: torch.dtype, tokens: int
+) -> None:
+    """In every dtype for which it is claimed, over the blocks that users have."""
+    runner = CausalRunner(model_of(architecture, dtype=dtype))
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("specbranch.models.runner.BLOCK", 256)
+        for name, cut in CUTS.items():
+            runner.open(0, len(LONG_TEXT), Padding.fixed(tokens))
+            rows, at = [], 0
+            for size in itertools.cycle(cut):
+                if at >= len(LONG_TEXT):
+                    break
+                rows.append(runner.run(0, LONG_TEXT[at : at + size]).logits)
+                at += size
+            runner.close(0)
+            found[name] = torch.cat(rows)
+    assert torch.equal(found["chunks"], found["one at a time"])
+    assert torch.equal(found["mixed"], found["one at a time"])
 
 
 def test_natural_widths_round_differently() -> None:

@@ -12,7 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
-from specbranch.models.loader import ModelSpec, load_model, quiet
+from specbranch.models.loader import ModelSpec, load_model
+from specbranch.models.quiet import quiet
 from specbranch.outputs import CompletionOutput, RequestOutput, Speculation
 from specbranch.sampling_params import SamplingParams
 from specbranch.token_sequence import FinishReason
@@ -68,7 +69,7 @@ class Outsider:
         hook = self.model.register_forward_pre_hook(note, with_kwargs=True)
         begun = time.perf_counter()
         try:
-            with quiet(self.llm.target.name):  # it warns of options that it sets itself
+            with quiet():  # it warns of options that it sets itself
                 out = self.model.generate(
                     ids,
                     attention_mask=mask,

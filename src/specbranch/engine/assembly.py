@@ -149,6 +149,12 @@ def assemble_from_models(
 
 def _specs(model: ModelConfig, draft: str | None) -> tuple[ModelSpec, ModelSpec | None]:
     eager = model.enforce_eager or os.environ.get("SPECBRANCH_ENFORCE_EAGER", "0") != "0"
+    device = model.draft_device or model.device
+    drafting = None
+    if draft is not None:
+        drafting = ModelSpec(
+            draft, model.dtype, device, eager=eager, quantization=model.draft_quantization
+        )
     target = ModelSpec(
         model.target,
         model.dtype,
@@ -157,13 +163,9 @@ def _specs(model: ModelConfig, draft: str | None) -> tuple[ModelSpec, ModelSpec 
         model.padding,
         eager,
         model.quantization,
+        beside=drafting,
     )
-    if draft is None:
-        return target, None
-    device = model.draft_device or model.device
-    return target, ModelSpec(
-        draft, model.dtype, device, eager=eager, quantization=model.draft_quantization
-    )
+    return target, drafting
 
 
 def _pick_executor(config: EngineConfig, devices: dict[str, torch.device], has_draft: bool) -> str:

@@ -1,1 +1,1 @@
-"""What runs: a causal LM over a key/value cache that can fork and rewind."""
+"""Causal language models over a key/value cache that forks and rewinds."""

@@ -24,7 +24,7 @@ def check_cache(config: PreTrainedConfig, name: str) -> None:
 
     Raises:
         UnsupportedModelError: sliding windows, local or chunked attention, recurrent states,
-            encoders, or rotary frequencies that depend on a text's length.
+            encoders, ALiBi biases, or rotary frequencies that depend on a text's length.
     """
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
@@ -33,9 +33,15 @@ def check_cache(config: PreTrainedConfig, name: str) -> None:
             f"{name} ({config.model_type}) cannot be used: {reason}, and its cache cannot "
             "rewind; SpecBranch needs full attention in every layer"
         )
+    if getattr(text, "alibi", False):
+        raise UnsupportedModelError(
+            f"{name} ({config.model_type}) cannot be used: its attention has biases by distance "
+            "(ALiBi), which do not follow the positions of a tree; SpecBranch needs rotary or "
+            "learned positions"
+        )
     for rope in _rope_parameters(text):
         border = _rope_border(rope, text)
-        if border is not None and border < (context or 0):
+        if border is not None and _ends_within(border, context):
             raise UnsupportedModelError(
                 f"{name} ({config.model_type}) cannot be used: its rotary frequencies "
                 f"({rope['rope_type']}) change for texts of more than {border} tokens, and its "

@@ -38,7 +38,8 @@ class ModelForward:
         self.device: torch.device = model.device
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
-        self.positions: int = config.max_position_embeddings
+        # 0 where the configuration names no context: `validate` refuses such a model.
+        self.positions: int = getattr(config, "max_position_embeddings", None) or 0
         self.vocabulary: int = config.vocab_size
         self.parameters: int = model.num_parameters()
         self.invariant_from: int | None = None

@@ -86,7 +86,7 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         str(model.dtype).removeprefix("torch."),
         str(model.device),
         config.vocab_size,
-        config.max_position_embeddings,
+        getattr(config, "max_position_embeddings", None) or 0,
         frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
         fingerprint=_fingerprint(model, config.vocab_size),
     )

@@ -1,9 +1,7 @@
-"""Loading a pair: any causal LM that `transformers` loads, or one clear line why not."""
+"""Loading of models and tokenizers: what `transformers` loads, or one line that says why not."""
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,30 +17,29 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from specbranch.errors import InputError, SpecBranchError
 from specbranch.hardware import gains_by_bfloat16
 from specbranch.models.architecture import check_cache
 from specbranch.models.cpu.int8 import obstacle as int8_obstacle
+from specbranch.models.memory import free_memory, room_beside, weights_size
 from specbranch.models.padding import PaddingOption
+from specbranch.models.quiet import quiet
 from specbranch.zoo import BUNDLED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# `transformers` patches torch's modules while it loads a model: two threads would mix them up.
-_one_at_a_time = threading.Lock()
-
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model to load, and how; can be sent to where the model will run.
+    """Which model to load, and how. It can be sent to the process where the model will run.
 
     Attributes:
         name: a bundled model's name, a folder, or a name on the Hugging Face hub.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto` or a `torch` device.
         sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
+        beside: another model that will run on the same machine: a sharded one leaves room for it.
         padding: of the target's forwards, as the user gave it.
         eager: run it as `transformers` does, never compiled.
         quantization: `int8`, or None.
@@ -55,6 +52,7 @@ class ModelSpec:
     padding: PaddingOption = None
     eager: bool = False
     quantization: str | None = None
+    beside: ModelSpec | None = None
 
 
 def resolve(name: str) -> str:
@@ -134,35 +132,15 @@ def check_quantization(spec: ModelSpec, device: torch.device) -> None:
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Without warnings, and without progress bars for the bundled pair, which loads at once."""
-    level = transformers_logging.get_verbosity()
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    hub = logging.getLogger("huggingface_hub")  # tells of every retry where there is no network
-    hub_level = hub.level
-    hub.setLevel(logging.ERROR)
-    if name in BUNDLED:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        hub.setLevel(hub_level)
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
 def _explained(name: str) -> Iterator[str]:
-    """Yields the folder or hub name; whatever loading raises becomes one line that says why."""
+    """Yield the folder or hub name. Whatever loading raises becomes one line that says why."""
     where = resolve(name)
     if name in BUNDLED and not Path(where).is_dir():
         raise InputError(
             f"the bundled model '{name}' is missing from {where}: reinstall specbranch"
         )
     try:
-        with quiet(name):
+        with quiet():
             yield where
     except SpecBranchError:
         raise
@@ -180,13 +158,14 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     """
     placed = pick_device(spec.device)
     check_quantization(spec, placed)
-    with _one_at_a_time, _explained(spec.name) as where:
+    with _explained(spec.name) as where:
         config = _load_config(spec.name, where)
         # Attention is `sdpa`, or `eager` where an architecture has nothing else.
         model, report = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=pick_dtype("float32" if spec.quantization else spec.dtype, config, placed),
             device_map="auto" if spec.sharded else None,
+            max_memory=_room(spec) if spec.sharded else None,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=False,
@@ -200,8 +179,20 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
         return (model if spec.sharded else model.to(placed)).eval()
 
 
+def _room(spec: ModelSpec) -> dict[int | str, int]:
+    """Bytes of each device that a sharded model may fill."""
+    reserved: dict[int | str, int] = {}
+    if other := spec.beside:
+        placed = pick_device(other.device)
+        config = _load_config(other.name, resolve(other.name))
+        dtype = pick_dtype("float32" if other.quantization else other.dtype, config, placed)
+        key = (placed.index or 0) if placed.type == "cuda" else placed.type
+        reserved[key] = weights_size(config, dtype)
+    return room_beside(free_memory(), reserved)
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside a model, after a look at the model's configuration.
+    """Load a model's tokenizer, after a check of the model's configuration.
 
     Raises:
         InputError: no such model, or its tokenizer is broken.
@@ -250,14 +241,14 @@ def one_line(error: Exception) -> str:
         return type(error).__name__
     if isinstance(error, KeyError):
         return f"no entry {lines[0]}"
-    # "Validation error for field 'x':" says which, and the next line what.
+    # "Validation error for field 'x':" names the field, and the next line the fault.
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def check_vocabularies(
     target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, names: tuple[str, str]
 ) -> None:
-    """A pair must share its tokens: a draft's token id means the same to the target.
+    """Check that a draft's token ids mean the same to the target.
 
     Raises:
         InputError: the tokenizers differ.

@@ -1,7 +1,8 @@
-"""How many tokens a forward has: what bit-exactness costs on a machine.
+"""Query lengths of the target's forwards, padded where bit-exactness needs it.
 
-Kernels may round a token's logits differently depending on how many tokens are run with it. Some do
-not: they are *batch-invariant*, and then a chain is verified at its natural width.
+A kernel may round a token's logits differently for different numbers of tokens in a forward. Where
+a machine's kernels do not (they are *batch-invariant*), a chain is verified at its own length.
+Elsewhere every forward is padded to one length.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ PaddingOption = int | None | Literal["auto"]
 
 @dataclass(frozen=True)
 class Padding:
-    """Bounds on the tokens of a forward.
+    """Bounds on the query length of a forward, in tokens.
 
     Attributes:
-        least: shorter forwards are padded.
-        most: longer ones are split; None never.
-        aligned: every token attends over whole blocks of the cache, as many as its position asks
-            for, so that this, too, is the same whichever tokens are run with it.
+        least: shorter forwards are padded to it.
+        most: longer forwards are split; None if none are.
+        aligned: every token attends over whole blocks of the cache, as many as its position needs.
+            The length of the attention then does not depend on the tokens run with it.
     """
 
     least: int = 1
@@ -33,17 +34,17 @@ class Padding:
 
     @classmethod
     def fixed(cls, tokens: int) -> Padding:
-        """Every forward has exactly so many tokens, so that the same kernels run."""
+        """Every forward has exactly that many tokens, so that the same kernels run."""
         return cls(tokens, tokens, aligned=True)
 
     @classmethod
     def pick(cls, asked: PaddingOption, invariant_from: int | None) -> Padding:
-        """What was asked for; `auto` is the cheapest that is bit-exact.
+        """The padding for a user's option; `auto` is the cheapest bit-exact one.
 
         Args:
+            asked: the option: None, a number of tokens, or `auto`.
             invariant_from: fewest tokens from which on, and up to `MAX_QUERY_LENGTH`, the kernels
-                are
-                batch-invariant; None if they are not, or not known to be.
+                are batch-invariant; None if they are not, or not known to be.
         """
         if asked is None:
             return NATURAL

@@ -7,6 +7,7 @@ rewinds they must give what a fresh forward gives.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def validate_cache(runner: CausalRunner, name: str, padding: Padding = NATURAL) 
     try:
         tried = [_forked(runner, padding)]
         tried += [_across(runner, padding, at) for at in _tried_borders(runner)]
-        difference = max(_difference(found, expected) for found, expected in tried)
+        differences = [_difference(found, expected) for found, expected in tried]
         # A range of lengths comes from `invariant_from`, which tried it.
         fixed = padding.aligned and padding.least == padding.most
         exact = not fixed or _same_however_cut(runner, padding)
@@ -76,10 +77,11 @@ def validate_cache(runner: CausalRunner, name: str, padding: Padding = NATURAL) 
             "its weights are broken, or need another dtype"
         )
     # A comparison that is false for NaN as well.
-    if not difference <= TOLERANCE.get(dtype, 1e-3):
+    wrong = [d for d in differences if not d <= TOLERANCE.get(dtype, 1e-3)]
+    if wrong:
         raise UnsupportedModelError(
             f"{name} gives other logits over a cache that forks (relative difference "
-            f"{difference:.1e}): its attention does not follow masks and positions alone"
+            f"{wrong[0]:.1e}): its attention does not follow masks and positions alone"
         )
     if not exact:
         raise UnsupportedModelError(
@@ -132,11 +134,6 @@ def _across(runner: CausalRunner, padding: Padding, border: int) -> tuple[Tensor
     return torch.cat(found), torch.cat(expected)
 
 
-def _text(runner: CausalRunner, count: int) -> list[int]:
-    """Token ids of a text that repeats itself little."""
-    return [(7 * i * i + 3 * i + 1) % runner.vocabulary for i in range(count)]
-
-
 def _fresh(runner: CausalRunner, tokens: Sequence[int], rows: int) -> Tensor:
     """Logits ``[rows, vocabulary]`` of the last tokens, by a forward that knows no cache."""
     ids = torch.tensor([tokens], device=runner.device)
@@ -150,45 +147,43 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _same_however_cut(runner: CausalRunner, padding: Padding) -> bool:
-    """Whether a text's logits are bit-identical in one forward and in several of its padding."""
-    count = padding.most or FIXED_QUERY_LENGTH
+    """Whether a text's logits are bit-identical in one forward and in several, all padded alike."""
+    count = min(padding.most or FIXED_QUERY_LENGTH, MAX_QUERY_LENGTH)
     cuts = ([count], [1, count - 1], [count // 2, count - count // 2], [1] * min(count, 4))
-    tokens = _text(runner, min(2 * MAX_QUERY_LENGTH + count, runner.positions))
-    start = len(tokens) - count
-    runner.open(_SEQUENCE, len(tokens), padding)
-    try:
-        runner.prefill(_SEQUENCE, tokens[:start])
-        results = []
-        for cut in cuts:
-            runner.rewind(_SEQUENCE, start)
-            ends = [start + sum(cut[: i + 1]) for i in range(len(cut))]
-            chunks = [tokens[end - size : end] for size, end in zip(cut, ends, strict=True) if size]
-            results.append(torch.cat([runner.run(_SEQUENCE, chunk).logits for chunk in chunks]))
-    finally:
-        runner.close(_SEQUENCE)
-    return all(torch.equal(found, results[0][: len(found)]) for found in results)
+    whole, *others = _in_cuts(runner, cuts, padding, 2 * MAX_QUERY_LENGTH)
+    return all(torch.equal(found, whole[: len(found)]) for found in others)
 
 
 def invariant_from(runner: CausalRunner) -> int | None:
     """Fewest tokens of a forward from which on this model's logits are batch-invariant here.
 
     Found by trial: tokens are run in chunks of every size up to `MAX_QUERY_LENGTH`, and every
-    logit must be
-    bit-identical to that of chunks of 16. That depends on the kernels that this machine's libraries
-    choose for the model's shapes: some small ones have others for odd numbers of 9 and more. The
-    tokens are the last of a text, because attention to few tokens sums few numbers, which gives the
-    same in any order.
+    logit must be bit-identical to that of chunks of 16. That depends on the kernels that this
+    machine's libraries choose for the model's shapes: some small ones have others for odd numbers
+    of 9 and more. The tokens are the last of a text, because attention to few tokens sums few
+    numbers, which gives the same in any order.
 
-    None in 16 bits: rounding hides most of what such kernels do, so that a trial would miss it.
+    Returns:
+        None where no number is known. In 16 bits there is no trial: rounding hides most of what
+        such kernels do, so that a trial would miss it. Nor is anything known of a model that fails
+        its trial: `validate` says why it fails.
     """
     if runner.model.dtype != torch.float32:
         return None
-    [expected] = _in_chunks(
-        runner, [FIXED_QUERY_LENGTH], Padding.fixed(FIXED_QUERY_LENGTH), rows=MAX_QUERY_LENGTH
-    )
+    try:
+        return _invariant_from(runner)
+    except Exception:  # a model that was not made for such forwards may fail in any way
+        return None
+
+
+def _invariant_from(runner: CausalRunner) -> int | None:
+    fixed = Padding.fixed(FIXED_QUERY_LENGTH)
+    cut = _equal_parts(FIXED_QUERY_LENGTH, MAX_QUERY_LENGTH)
+    [expected] = _in_cuts(runner, [cut], fixed)
     for least in (1, 4, 8):
         padding = Padding(least, MAX_QUERY_LENGTH, aligned=True)
-        found = _in_chunks(runner, range(least, MAX_QUERY_LENGTH + 1), padding, TRIED_ROWS)
+        sizes = range(least, MAX_QUERY_LENGTH + 1)
+        found = _in_cuts(runner, [_equal_parts(size, TRIED_ROWS) for size in sizes], padding)
         if all(torch.equal(logits, expected[: len(logits)]) for logits in found):
             return least
     return None
@@ -197,31 +192,50 @@ def invariant_from(runner: CausalRunner) -> int | None:
 def same_with(share: CpuAffinity, runner: CausalRunner, padding: Padding) -> bool:
     """Whether this model's logits are bit-identical with the share's threads and the present ones.
 
-    Found by trial. Libraries may divide a sum among threads.
+    Found by trial: libraries may divide a sum among threads.
     """
     if runner.device.type != "cpu" or share.threads == torch.get_num_threads():
         return True
-    sizes = (1, 5, FIXED_QUERY_LENGTH)
-    ours = [*_in_chunks(runner, sizes, padding, TRIED_ROWS)]
+    cuts = [_equal_parts(size, TRIED_ROWS) for size in (1, 5, FIXED_QUERY_LENGTH)]
+    ours = [*_in_cuts(runner, cuts, padding)]
     with share.applied():
-        theirs = [*_in_chunks(runner, sizes, padding, TRIED_ROWS)]
+        theirs = [*_in_cuts(runner, cuts, padding)]
     return all(map(torch.equal, ours, theirs))
 
 
-def _in_chunks(
-    runner: CausalRunner, sizes: Iterable[int], padding: Padding, rows: int
+def _equal_parts(size: int, rows: int) -> list[int]:
+    """Chunks of `size` tokens, the last one shorter: of `rows` tokens in all, or one chunk."""
+    total = max(size, rows)
+    return [min(size, total - at) for at in range(0, total, size)]
+
+
+def _in_cuts(
+    runner: CausalRunner,
+    cuts: Iterable[Sequence[int]],
+    padding: Padding,
+    length: int = TRIED_TEXT,
 ) -> Iterator[Tensor]:
-    """Logits of the same tokens of a text in chunks of each size: of `rows` of them, or a chunk."""
-    count = min(TRIED_TEXT, runner.positions)
-    tokens = _text(runner, count)
-    sequence, start = -1, max(0, count - MAX_QUERY_LENGTH)
-    runner.open(sequence, len(tokens), padding)
+    """Logits of a text's last tokens, run in chunks of the sizes of each cut.
+
+    Args:
+        cuts: sizes, up to `MAX_QUERY_LENGTH` tokens in all; the same tokens begin every cut.
+        length: of the text, in tokens; a model's shorter context shortens it, and the cuts.
+    """
+    tokens = _text(runner, length)
+    start = max(0, len(tokens) - MAX_QUERY_LENGTH)
+    runner.open(_SEQUENCE, len(tokens), padding)
     try:
-        runner.prefill(sequence, tokens[:start])
-        for size in sizes:
-            runner.rewind(sequence, start)
-            tried = tokens[start:][: max(rows, size)]
-            chunks = (tried[i : i + size] for i in range(0, len(tried), size))
-            yield torch.cat([runner.run(sequence, chunk).logits for chunk in chunks])
+        runner.prefill(_SEQUENCE, tokens[:start])
+        for cut in cuts:
+            runner.rewind(_SEQUENCE, start)
+            ends = accumulate(cut, initial=start)
+            chunks = [tokens[a:b] for a, b in pairwise(ends) if a < min(b, len(tokens))]
+            yield torch.cat([runner.run(_SEQUENCE, chunk).logits for chunk in chunks])
     finally:
-        runner.close(sequence)
+        runner.close(_SEQUENCE)
+
+
+def _text(runner: CausalRunner, length: int) -> list[int]:
+    """Tokens of a text that does not repeat itself soon, at most as many as the context holds."""
+    count = min(length, runner.positions)
+    return [(7 * i * i + 3 * i + 1) % runner.vocabulary for i in range(count)]

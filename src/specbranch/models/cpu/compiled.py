@@ -1,8 +1,8 @@
 """A model's forward, compiled ahead of time for this CPU, with no Python between its kernels.
 
-`torch.export` records `transformers`' own forward over the kv_cache; AOTInductor makes a library
-of it
-that takes any number of tokens. That takes half a minute once: libraries are kept in a folder.
+`torch.export` records `transformers`' own forward over the cache, and AOTInductor makes a library
+of it that takes any number of tokens. That takes about a minute, once: the libraries are kept in a
+folder.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from specbranch.models.cpu.custom_ops import CompiledLayers
+from specbranch.models.cpu.library_cache import cache_folder, prepare_folder
 from specbranch.models.cpu.prepacking import ATTENTION, LEAST_ROWS
 from specbranch.models.kv_cache import StaticKVCache
 from specbranch.models.loader import one_line
@@ -38,16 +39,8 @@ MOST_PARAMETERS = 500_000_000  # of larger models, reading the weights takes all
 OPTIONS = {"cpp.dynamic_threads": True, "freezing": True}
 
 
-def cache_folder() -> Path:
-    """Where libraries are kept: ``$SPECBRANCH_CACHE``, or in the user's cache folder."""
-    if found := os.environ.get("SPECBRANCH_CACHE"):
-        return Path(found)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "specbranch"
-
-
 def obstacle(model: PreTrainedModel) -> str | None:
-    """Why a model is better left as it is; None if it is not."""
+    """Why a model is better left uncompiled; None if it is not."""
     if {parameter.device.type for parameter in model.parameters()} != {"cpu"}:
         return "it is not on the CPU"
     if model.num_parameters() > MOST_PARAMETERS:
@@ -66,7 +59,10 @@ def compiler() -> str | None:
 
 
 def library_name(model: PreTrainedModel, int8: bool = False) -> str:
-    """Of the very weights, versions and kind of CPU; to be asked before the weights are packed."""
+    """The file name for these weights, versions and kind of CPU.
+
+    Packed weights cannot be read, so this is called before `pack`.
+    """
     digest = hashlib.sha256()
     about = (
         FORMAT,
@@ -124,10 +120,10 @@ class CachedForward(nn.Module):
 
 
 class CompiledForward:
-    """A library, called as the model would be.
+    """A compiled library, called as the model would be.
 
     Args:
-        library: the file.
+        library: its file.
         layers: of the model.
         shape: heads and size of a head in the cache of every layer.
         dtype: of the model.
@@ -190,6 +186,8 @@ def compile_forward(
 ) -> CompiledForward | None:
     """Compile a model, or load what was compiled before; None, and a warning, where that fails.
 
+    A library that cannot be loaded, because it was cut short for example, is built anew.
+
     Args:
         model: packed or not.
         name: of the model, for people.
@@ -197,14 +195,23 @@ def compile_forward(
         verifies: as for `CausalRunner.compile`.
     """
     least = LEAST_ROWS if model.config.get_text_config()._attn_implementation == ATTENTION else 1
-    file = cache_folder() / ("target-" * verifies + library)
     try:
+        file = cache_folder() / ("target-" * verifies + library)
+        prepare_folder(file.parent)
         layers = CompiledLayers(model, file.parent, compiler() or "")
         keys, values = _cache_of(model)
-        if not file.exists():
-            _build(CachedForward(model, verifies), keys, values, least, name, file)
-        shape = [(key.shape[1], key.shape[3]) for key in keys]
-        return CompiledForward(file, layers, shape, model.dtype, least)
+
+        def load() -> CompiledForward:
+            shape = [(key.shape[1], key.shape[3]) for key in keys]
+            return CompiledForward(file, layers, shape, model.dtype, least)
+
+        if file.exists():
+            try:
+                return load()
+            except Exception as error:  # torch raises what its archive reader or the linker says
+                logger.warning("%s is broken and is built anew: %s", file, one_line(error))
+        _build(CachedForward(model, verifies), keys, values, least, name, file)
+        return load()
     except Exception as error:  # whatever the compiler stumbles over, the model itself still runs
         logger.warning("%s runs uncompiled, slower: %s", name, one_line(error))
         return None
@@ -233,7 +240,11 @@ def _build(
     name: str,
     file: Path,
 ) -> None:
-    """Write the library."""
+    """Write the library to `file`, whole or not at all.
+
+    Raises:
+        OSError: its folder cannot be written to.
+    """
     count, extent = 6, 70
     mask = torch.zeros(1, 1, count, extent, dtype=torch.bool)
     mask[..., :10] = True
@@ -242,18 +253,17 @@ def _build(
     extents, capacity = Dim("extent", min=2), Dim("capacity", min=2)
     caches = [{2: capacity} for _ in keys]
     shapes = ({1: rows}, {2: rows, 3: extents}, {1: rows}, {0: rows}, caches, caches)
-    logger.warning("compiling %s for this CPU, once: about a minute", name)
     begun = time.perf_counter()
-    file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent) as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
+        logger.warning("compiling %s for this CPU, once: about a minute", name)
         example = (ids, mask, ids.clone(), slots, keys, values)
         exported = torch.export.export(forward, example, dynamic_shapes=shapes, strict=False)
         made = torch._inductor.aoti_compile_and_package(
             exported, package_path=f"{folder}/library.pt2", inductor_configs=OPTIONS
         )
         Path(made).replace(file)
-    # What the compiler leaves behind would be looked through at every collection, for a second.
+    del exported, example
+    # The compiler leaves cycles behind; they go now rather than in the middle of a text.
     gc.collect()
-    gc.freeze()
     logger.warning("compiled %s in %.0f s", name, time.perf_counter() - begun)

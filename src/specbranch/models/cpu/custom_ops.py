@@ -1,12 +1,13 @@
-"""What compiled forwards call for products with packed weights, without Python between them.
+"""Custom operators by which compiled forwards multiply with packed weights.
 
-Such weights are opaque to the compiler. Compiled code knows a layer by its number, and an operator
-of a few lines of C++, built once, looks it up in the model that its thread runs.
+Packed weights are opaque to the compiler. Compiled code knows a layer by its number, and an
+operator of a few lines of C++, built once, looks the weights up in the model that the thread runs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import subprocess
 import weakref
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from specbranch.models.cpu.half import HalfLinear, lacking_rows
 from specbranch.models.cpu.int8 import Int8Linear
 
+logger = logging.getLogger("specbranch")
+
 SOURCE = Path(__file__).with_name("custom_ops.cpp")
 
 
@@ -26,7 +29,7 @@ class CompiledLayers:
 
     Args:
         model: after `pack`.
-        folder: where the operators' library is kept; it is built there first.
+        folder: where the operators' library is kept. It is built there if it is missing or broken.
         compiler: a C++ compiler's command.
 
     Raises:
@@ -51,35 +54,48 @@ class CompiledLayers:
             end.atexit = False
 
     def run(self) -> None:
-        """Have this thread's compiled code find them."""
+        """Make this model's layers the ones that this thread's compiled code finds."""
         if self._model is not None:
             torch.ops.specbranch.run_model(self._model)
 
     def lacking_rows(self, rows: int) -> int:
-        """As the function of this name; 0 where there are no layers that it is about."""
+        """As `half.lacking_rows`; 0 where the model has no such layers."""
         return lacking_rows(rows) if self._has_halves else 0
+
+
+def operators_library(folder: Path) -> Path:
+    """The operators' library for this version of torch."""
+    digest = hashlib.sha256(f"{torch.__version__} {SOURCE.read_text()}".encode()).hexdigest()
+    return folder / f"{SOURCE.stem}-{digest[:16]}.so"
 
 
 def _load_operators(folder: Path, compiler: str) -> None:
     if hasattr(torch.ops.specbranch, "half_linear"):
         return
-    digest = hashlib.sha256(f"{torch.__version__} {SOURCE.read_text()}".encode()).hexdigest()
-    library = folder / f"{SOURCE.stem}-{digest[:16]}.so"
-    if not library.exists():
-        torch_folder = Path(torch.__file__).parent
-        options = f"-shared -fPIC -std=c++20 -O1 -I{torch_folder / 'include'}"
-        links = f"-L{torch_folder / 'lib'} -ltorch_cpu -lc10"
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder) as made:
-            command = [compiler, *options.split(), str(SOURCE), "-o", f"{made}/made.so"]
-            done = subprocess.run([*command, *links.split()], capture_output=True, text=True)
-            if done.returncode:
-                reason = next((line for line in done.stderr.splitlines() if "error" in line), "")
-                raise RuntimeError(f"{compiler} cannot build {SOURCE.name}: {reason}")
-            Path(made, "made.so").replace(library)
-    torch.ops.load_library(str(library))
+    library = operators_library(folder)
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        if library.exists():
+            logger.warning("%s is broken and is built anew: %s", library, error)
+        _build(library, compiler)
+        torch.ops.load_library(str(library))
     for name in ("half_linear", "int8_linear"):
         torch.library.register_fake(f"specbranch::{name}", _product)
+
+
+def _build(library: Path, compiler: str) -> None:
+    """Write the operators' library, whole or not at all."""
+    torch_folder = Path(torch.__file__).parent
+    options = f"-shared -fPIC -std=c++20 -O1 -I{torch_folder / 'include'}"
+    links = f"-L{torch_folder / 'lib'} -ltorch_cpu -lc10"
+    with TemporaryDirectory(dir=library.parent) as made:
+        command = [compiler, *options.split(), str(SOURCE), "-o", f"{made}/made.so"]
+        done = subprocess.run([*command, *links.split()], capture_output=True, text=True)
+        if done.returncode:
+            reason = next((line for line in done.stderr.splitlines() if "error" in line), "")
+            raise RuntimeError(f"{compiler} cannot build {SOURCE.name}: {reason}")
+        Path(made, "made.so").replace(library)
 
 
 def _product(x: Tensor, layer: int, out_features: int) -> Tensor:

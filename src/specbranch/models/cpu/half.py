@@ -1,9 +1,9 @@
-"""Linear layers whose weights are kept in float16, exactly: half the bytes to read at every token.
+"""Linear layers whose float32 weights are stored in float16 without rounding.
 
-Checkpoints are stored in 16 bits. On a CPU that does not compute in them, a weight is float32 with
-16 bits of content, and reading it is most of a short forward's time. FBGEMM multiplies float32
-activations with float16 weights in float32 arithmetic; scaled by a power of two, the weights of a
-bfloat16 checkpoint are float16 without a rounding.
+Checkpoints are stored in 16 bits. A CPU that does not compute in 16 bits holds them as float32, and
+reading them takes most of a short forward's time. FBGEMM multiplies float32 activations with
+float16 weights in float32 arithmetic, and so reads half the bytes. Scaled by a power of two, the
+weights of a bfloat16 checkpoint are exact in float16.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import platform
 import torch
 from torch import Tensor, nn
 
-TRIED_ROWS = 128  # longer forwards have a prompt's tokens, which are never run another way
+TRIED_ROWS = 128  # longer forwards are prompts, which are never divided in another way
 
 
 class HalfLinear(nn.Module):
-    """A linear layer in FBGEMM's layout; its weight cannot be read any more.
+    """A linear layer in FBGEMM's layout, whose weight cannot be read back.
 
-    Every row of its product is the same, bit for bit, whatever rows are multiplied with it.
+    Every row of the product is bit-identical whatever rows are multiplied with it.
 
     Args:
-        linear: float32, on the CPU.
-        scaled: its weight, and the power of two that it was multiplied with, from `scaled`.
-        layer: its number in the model.
+        linear: a float32 layer on the CPU.
+        scaled: its weight and the power of two that multiplied it, as the function `scaled` gives
+            them.
+        layer: the layer's number in the model.
     """
 
     def __init__(self, linear: nn.Linear, scaled: tuple[Tensor, float], layer: int) -> None:
@@ -35,7 +36,7 @@ class HalfLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
         self.layer = layer
-        # In a tuple, where `torch.export` does not try to look into it.
+        # In a tuple: `torch.export` would try to trace an attribute.
         self.packed = (torch.ops.quantized.linear_prepack_fp16(weight, None),)
         self._inverse = 1 / scale
 
@@ -53,9 +54,10 @@ class HalfLinear(nn.Module):
 
 
 def scaled(weight: Tensor) -> tuple[Tensor, float] | None:
-    """The weight times a power of two, so that float16 holds it without a rounding, and the power.
+    """The weight times a power of two that makes it exact in float16, and the power.
 
-    None where there is no such power, or no FBGEMM.
+    Returns:
+        None where there is no such power, or no FBGEMM.
     """
     if (
         weight.dtype != torch.float32
@@ -73,10 +75,10 @@ def scaled(weight: Tensor) -> tuple[Tensor, float] | None:
 
 
 def lacking_rows(rows: int) -> int:
-    """How many rows more a product needs to be run by kernels that all sum in the same order.
+    """How many rows to add to a product so that all its kernels sum in the same order.
 
-    Found by trial: FBGEMM divides the rows among kernels of one to six rows, as it has them for
-    this CPU, and its kernels of one and of two rows sum in another order.
+    The number is found by trial. FBGEMM divides the rows among kernels of one to six rows, and on
+    some CPUs those of one and of two rows sum in another order.
     """
     return _lacking().get(rows, 0)
 

@@ -1,9 +1,9 @@
-"""Linear layers with weights and activations of 8 bits, for CPUs that multiply those (VNNI).
+"""Linear layers with 8-bit weights and activations (W8A8), for CPUs with VNNI instructions.
 
-A weight is int8 with a scale for each output channel, an activation row uint8 around 128 with a
-scale of its own, found as it comes (*dynamic* quantization, W8A8). Their products are summed in
-integers, which do not round: a row gives the same, bit for bit, whatever rows are run with it and
-on however many threads. But it is not what the checkpoint's own weights give.
+A weight is int8 with one scale for each output channel. An activation row is uint8 around 128 with
+a scale of its own, computed at run time (*dynamic* quantization). Products are summed in integers,
+without rounding, so a row's result is bit-identical whatever rows are run with it and on any number
+of threads. It differs from the result of the checkpoint's own weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 LARGEST = 127
-ZERO = 128  # the uint8 that stands for 0: oneDNN is fast for unsigned activations alone
+ZERO = 128  # the uint8 for 0; oneDNN is fast for unsigned activations only
 
 
 def obstacle(device: torch.device) -> str | None:
@@ -30,11 +30,11 @@ def obstacle(device: torch.device) -> str | None:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer in int8, in oneDNN's layout; its weight cannot be read any more.
+    """A linear layer in int8 and in oneDNN's layout, whose weight cannot be read back.
 
     Args:
-        linear: on the CPU.
-        layer: its number in the model.
+        linear: a layer on the CPU.
+        layer: the layer's number in the model.
     """
 
     def __init__(self, linear: nn.Linear, layer: int) -> None:
@@ -44,7 +44,7 @@ class Int8Linear(nn.Module):
         self.layer = layer
         weight, scale = quantized(linear.weight.detach().float())
         zeros = torch.zeros(self.out_features, dtype=torch.long)
-        # In a tuple, where `torch.export` does not try to look into it.
+        # In a tuple: `torch.export` would try to trace an attribute.
         packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
         self.packed = (packed, scale[:, 0], zeros)
 

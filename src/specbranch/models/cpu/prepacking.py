@@ -1,8 +1,8 @@
-"""Weights laid out once for faster kernels: FBGEMM's where float16 holds them, or else oneDNN's.
+"""Weight prepacking: weights are laid out once for faster kernels.
 
-Or in int8, if that is asked for. All are batch-invariant on the CPUs they were tried on; MKL's,
-which `torch` takes by itself and which lay a weight out again at every forward, are not below 4
-rows.
+The kernels are FBGEMM's where float16 holds the weights exactly, or else oneDNN's, or int8 on
+request. All are batch-invariant on the CPUs on which they were tried. MKL's, the default of
+`torch`, lay a weight out again at every forward, and are not batch-invariant below 4 rows.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ATTENTION = "sdpa_least_rows"
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in oneDNN's layout; its weight cannot be read any more.
+    """A linear layer in oneDNN's layout, whose weight cannot be read back.
 
     Args:
-        linear: on the CPU.
+        linear: a layer on the CPU.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -43,14 +43,15 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: PreTrainedModel, verifies: bool = True, int8: bool = False) -> None:
-    """Replace the model's linear layers.
+    """Replace the model's linear layers by prepacked ones.
+
+    It has no effect where there are no kernels: on GPUs, on CPUs other than x86, and in float16.
 
     Args:
-        int8: quantize them, on a CPU that `int8.obstacle` has none about.
-        verifies: the model is a target, whose logits are to be the same however many tokens are run
-            with them: its attention runs at least 4 rows.
-
-    Without effect where there are no kernels for it: on a GPU, beside x86, in float16.
+        model: changed in place.
+        verifies: the model is a target, whose logits must not depend on the query length: its
+            attention then runs at least 4 rows.
+        int8: quantize the layers; `int8.obstacle` must be None.
     """
     dtypes = {torch.float32}
     if has_native_bfloat16(torch.device("cpu")):
@@ -91,7 +92,11 @@ def _attend(
     mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """`transformers`' sdpa attention; query is ``[batch, heads, rows, head_dim]``."""
+    """The sdpa attention of `transformers` over at least 4 rows.
+
+    Args:
+        query: ``[batch, heads, rows, head_dim]``.
+    """
     rows = query.shape[2]
     lacking = LEAST_ROWS - rows
     if lacking > 0 and mask is not None:
