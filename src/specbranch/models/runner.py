@@ -115,7 +115,7 @@ class CausalRunner(ModelForward):
         Returns:
             Logits, float32 ``[n, vocabulary]``, for each sequence.
         """
-        if len(batch) == 1 or not can_run_segments(self.model):
+        if len(batch) == 1 or not self._shares_forwards:
             return [self.run(sequence, tokens).logits for sequence, tokens in batch]
         segments = []
         for sequence, tokens in batch:
@@ -137,11 +137,20 @@ class CausalRunner(ModelForward):
         Returns:
             Logits, float32 ``[n, vocabulary]``, for each sequence.
         """
-        if len(batch) == 1 or not can_run_segments(self.model):
+        if len(batch) == 1 or not self._shares_forwards:
             return [self.step(sequence, tokens) for sequence, tokens in batch]
         return run_segments(
             self.model, [self._step_segment(sequence, tokens) for sequence, tokens in batch]
         )
+
+    @property
+    def _shares_forwards(self) -> bool:
+        """Whether several sequences run in one forward.
+
+        A compiled forward takes one sequence, and one after another is faster than all at once
+        without it.
+        """
+        return self._compiled is None and can_run_segments(self.model)
 
     def rewind(self, sequence: int, length: int) -> None:
         """Forget the prefix's tokens after the first `length`, and all branches."""
