@@ -99,7 +99,7 @@ def specbranch_speedup(
     branches: int = 1,
     branch_cost: float = 0.0,
 ) -> float:
-    """Of SpecBranch with one branch point, after γ tokens (DESIGN §3); derived here.
+    """Of SpecBranch with one branch point, after γ tokens (docs/design.md); derived here.
 
     Every round verifies γ tokens and commits one more than were accepted. Beside that the draft
     makes a step for the candidates, and γ with all branches. Unless the chain was accepted and a

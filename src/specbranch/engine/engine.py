@@ -228,9 +228,8 @@ class Engine:
 
     def _beyond_draft(self, request: EngineRequest) -> str | None:
         """Why a text has outgrown the draft's context; None if it has not."""
-        draft = self.models.draft
+        draft, sequence = self.models.draft, request.sequence
         assert draft is not None
-        sequence = request.sequence
         whole = len(sequence.prompt) + sequence.max_tokens
         ahead = 2 * request.config.longest + 2  # a chain, and branches after it
         if min(whole, sequence.length + ahead) <= draft.positions:
