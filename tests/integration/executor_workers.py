@@ -13,6 +13,10 @@ import torch
 
 from specbranch.errors import InputError
 from specbranch.executors.base import Request, Worker
+from specbranch.executors.cpu_affinity import CpuAffinity
+
+CORE = min(os.sched_getaffinity(0))
+CPUS = CpuAffinity(1, (CORE,))
 
 
 class Echo(Worker):

@@ -17,6 +17,8 @@ from specbranch.executors.cpu_affinity import (
 )
 from specbranch.executors.process import ProcessExecutor
 from tests.integration.executor_workers import (
+    CORE,
+    CPUS,
     CountRequest,
     Echo,
     EchoRequest,
@@ -29,16 +31,6 @@ from tests.integration.executor_workers import (
     WhereRequest,
     hang,
 )
-
-CORE = min(os.sched_getaffinity(0))
-CPUS = CpuAffinity(1, (CORE,))
-
-
-@pytest.fixture
-def process():
-    executor = ProcessExecutor(Echo, "draft", CPUS, timeout=30)
-    yield executor
-    executor.close()
 
 
 def gone(pid):

@@ -8,26 +8,14 @@ import time
 import pytest
 
 from specbranch.executors.base import PingRequest
-from specbranch.executors.cpu_affinity import (
-    CpuAffinity,
-)
 from specbranch.executors.process import ProcessExecutor
 from tests.integration.executor_workers import (
+    CPUS,
     CountRequest,
     Echo,
     EchoRequest,
     KillRequest,
 )
-
-CORE = min(os.sched_getaffinity(0))
-CPUS = CpuAffinity(1, (CORE,))
-
-
-@pytest.fixture
-def process():
-    executor = ProcessExecutor(Echo, "draft", CPUS, timeout=30)
-    yield executor
-    executor.close()
 
 
 def test_requests_under_way_fail_when_their_process_is_closed(process):
