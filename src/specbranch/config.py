@@ -219,9 +219,8 @@ class EngineConfig:
         if given:
             name = min(given)
             near = get_close_matches(name, option_names(), n=1)
-            raise InputError(
-                f"unknown option '{name}'" + (f": did you mean {near[0]}?" * len(near))
-            )
+            hint = f"did you mean {near[0]}?" if near else f"use {', '.join(option_names())}"
+            raise InputError(f"unknown option '{name}': {hint}")
         return cls(**parts)
 
 
