@@ -1,18 +1,26 @@
 # The README's two commands, `demo` and `test`, and those for contributors. Each sets up .venv first,
 # with the versions that CI tested.
 PYTHON ?= python3
-PROMPT ?= def quicksort(xs):
+PROMPT ?=
 
-.PHONY: demo test test-fast lint docs
+LOWEST = transformers==5.16.1
+
+.PHONY: demo test test-fast test-lowest lint docs
 
 demo: .venv/installed
-	.venv/bin/specbranch generate "$(PROMPT)"
+	.venv/bin/specbranch demo "$(PROMPT)"
 
 test: .venv/installed-dev
 	.venv/bin/pytest --numprocesses 2 --dist worksteal
 
 test-fast: .venv/installed-dev
 	.venv/bin/pytest --numprocesses 2 --dist worksteal tests/unit
+
+# What depends most on transformers, with the oldest version of it that the package allows.
+test-lowest: .venv-lowest/installed
+	.venv-lowest/bin/pytest --numprocesses 2 --dist worksteal tests/unit/test_gguf.py tests/unit/test_loader.py \
+	    tests/unit/test_restricted_head.py tests/unit/test_runner.py tests/unit/test_segments.py \
+	    tests/integration/test_transformers_hook.py
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check
@@ -34,4 +42,10 @@ docs: .venv/installed-docs
 
 .venv/installed-docs: .venv/installed
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+.venv-lowest/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-lowest
+	grep -vE '^(transformers|huggingface_hub|httpx2|httpcore2)==' constraints.txt > .venv-lowest/constraints.txt
+	.venv-lowest/bin/pip install --quiet --constraint .venv-lowest/constraints.txt '$(LOWEST)' --editable '.[dev]'
 	touch $@

@@ -29,9 +29,11 @@ class ModelConfig:
     """The models, and how they are loaded.
 
     Attributes:
-        target: name of a bundled model, folder, or name on the Hugging Face hub.
-        draft: likewise; None for none. `auto` is the bundled draft for the bundled target, and none
-            for a target of your own.
+        target: name of a bundled model, folder, GGUF file, or name on the Hugging Face hub.
+        draft: likewise; None for none. `auto` is the shipped draft for a target that is bundled or
+            that `pair` names, and none for a target of your own.
+        pair: a pair by name, instead of a target (``specbranch pairs`` lists them). `draft` is then
+            one of its own, too.
         hrad: the predictor: a file that ``specbranch hrad train`` wrote, None, `online`, which
             learns from the running text, or `auto`: the bundled pair has one, for its γ, and others
             have none.
@@ -53,6 +55,7 @@ class ModelConfig:
 
     target: str = "target"
     draft: str | None = "auto"
+    pair: str | None = None
     hrad: str | Path | None = "auto"
     dtype: str = "auto"
     quantization: str | None = None
@@ -67,6 +70,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_padding(self.padding)
+        if self.pair is not None and self.target != ModelConfig.target:
+            raise InputError("give a target or a pair, not both")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specbranch.config import EngineConfig, SpeculativeConfig
 from specbranch.engine.assembly import Assembled, assemble, assemble_from_models
 from specbranch.engine.engine import Engine
-from specbranch.engine.inputs import Prompt, as_prompts, match_params
+from specbranch.engine.inputs import Prompt, as_prompts, chat_prompt, match_params
 from specbranch.engine.request import EngineRequest, StepOutput
 from specbranch.executors.cpu_affinity import AffinityPlan
 from specbranch.methods.registry import MethodSpec, find_method, pick_method
@@ -21,13 +21,16 @@ from specbranch.models.padding import NATURAL, Padding
 from specbranch.outputs import Piece, RequestOutput
 from specbranch.sampling_params import SamplingParams
 
+Conversation = Sequence[Mapping[str, Any]]
+
 
 class LLM:
     """A target and a draft, ready to generate. Its methods may be called from any thread.
 
     Args:
-        target: name of a bundled model, folder, or name on the Hugging Face hub.
-        draft: likewise; None for none. `auto` is the bundled draft for the bundled target.
+        target: name of a bundled model, folder, GGUF file, or name on the Hugging Face hub.
+        draft: likewise; None for none. `auto` is the shipped draft for the bundled target, and for
+            one that the option `pair` names.
         config: all options at once, instead of `options`.
         options: fields of `ModelConfig`, `SpeculativeConfig`, `ExecutorConfig` and
             `SchedulerConfig`, by name.
@@ -170,6 +173,31 @@ class LLM:
                 pass
         return [request.output() for request in made]
 
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        method: str | None = None,
+        config: SpeculativeConfig | None = None,
+        progress: bool = False,
+        **template: Any,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or each of several, by the tokenizer's chat template.
+
+        Args:
+            messages: ``[{"role": "user", "content": "…"}, …]``, or a list of such lists.
+            params, method, config, progress: as for `generate`.
+            template: options of `engine.inputs.chat_prompt`: `chat_template`,
+                `add_generation_prompt`, `continue_final_message`, `tools`, `chat_template_kwargs`.
+
+        Raises:
+            InputError: no chat template, or messages that it refuses; else as `generate`.
+        """
+        several = _conversations(messages)
+        prompts = [chat_prompt(each, self.tokenizer, **template) for each in several]
+        return self.generate(prompts, params, method=method, config=config, progress=progress)
+
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, method: str | None = None
     ) -> Iterator[Piece]:
@@ -224,3 +252,10 @@ class LLM:
     def _method(self, name: str | None) -> MethodSpec | None:
         """The method of a name; None is the configuration's."""
         return None if name is None else find_method(name, self.engine.models.draft is not None)
+
+
+def _conversations(messages: Any) -> list[Any]:
+    """One conversation or several, as a list of conversations."""
+    if isinstance(messages, list | tuple) and messages and isinstance(messages[0], list | tuple):
+        return list(messages)
+    return [messages]

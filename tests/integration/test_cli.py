@@ -4,15 +4,18 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
 
 import pytest
 
+from specbranch import LLM, SamplingParams
 from specbranch.cli import main
 from specbranch.cli.held_back import hold_back_warnings
 from specbranch.cli.main import build_parser
+from specbranch.errors import InputError
 from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
 PROMPT = "def quicksort(xs):"
@@ -248,3 +251,52 @@ def test_warnings_wait_for_the_end_of_the_text(monkeypatch, own_handler):
         interrupted()
     logger.warning("after")
     assert output.getvalue() == "before\nthe text\na record\na warning\nafter\n"
+
+
+def test_the_demo_falls_back_on_the_toy_and_says_so(capsys, monkeypatch):
+    def offline(_):
+        raise InputError("cannot get the pair 'smollm2': no network")
+
+    monkeypatch.setattr("specbranch.cli.demo.locate", offline)
+    assert main(["demo", "--max-tokens", "12"]) == 0
+    said = capsys.readouterr()
+    assert "no network" in said.err
+    assert "Here is the toy pair instead" in said.err
+    assert said.out.startswith(PROMPT)
+    assert "12 tokens in" in said.out
+
+
+def test_the_demo_asks_a_question_where_the_pair_is_there(capsys, monkeypatch):
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    tokenizer.chat_template = "w5 {{ messages[0]['content'] }} w6"
+    asked = LLM.from_models(model, None, tokenizer)
+    [expected] = asked.generate([[5, 1, 2, 6]], SamplingParams(max_tokens=8))
+    monkeypatch.setattr("specbranch.cli.demo.locate", lambda _: "here")
+    monkeypatch.setattr("specbranch.cli.demo.LLM", lambda **_: asked)
+    assert main(["demo", "w1 w2", "--max-tokens", "8"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("> w1 w2\n")
+    assert expected.outputs[0].text in out
+
+
+def test_named_pairs_are_listed(capsys):
+    assert main(["pairs"]) == 0
+    out = capsys.readouterr().out
+    assert "smollm2" in out
+    assert "toy" in out
+    assert main(["pull", "toy"]) == 0
+    assert "already here" in capsys.readouterr().out
+    assert main(["pull", "nope"]) == 2
+    assert "no pair 'nope'" in capsys.readouterr().err
+
+
+def test_a_draft_report_ends_in_one_sentence(tmp_path, capsys):
+    target = save_pair_half(tmp_path / "target", tiny_model("llama"), tiny_tokenizer())
+    prompts = tmp_path / "words.jsonl"
+    prompts.write_text('{"prompt": "w1 w2"}\n{"prompt": "w3 w4 w5"}\n')
+    command = ["draft", "report", "--target", target, "--draft", target, "--max-tokens", "24"]
+    assert main([*command, "--prompts", str(prompts)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "words │ 1.000" in out
+    assert re.search(r"with this draft: [\d.]+ × on two devices, [\d.]+ × on one", out)
+    assert "is the draft the target itself?" in out

@@ -7,7 +7,7 @@ import torch
 
 from specbranch.errors import InputError
 from specbranch.training.pair import corpus, distill, train
-from specbranch.training.pair.fit import fit
+from specbranch.training.pair.fit import Limit, fit, muon_and_adamw
 from specbranch.training.pair.muon import orthogonalize
 
 
@@ -85,7 +85,8 @@ def test_an_interrupted_fit_resumes_to_the_same_weights(tmp_path):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("specbranch.training.pair.fit.CHECKPOINT_SECONDS", 0)
-            fit(model, loss, 6, 0.01, checkpoint, "toy")
+            optimizers = muon_and_adamw(model, 0.01)
+            fit(model, loss, optimizers, Limit(6), checkpoint, "toy")
         return model.state_dict()
 
     whole = trained(tmp_path / "a.pt")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from specbranch.cache_folder import cache_folder
 from specbranch.models.cpu import compiled
 from specbranch.models.cpu.compiled import CompiledForward, library_name, obstacle
 from specbranch.models.cpu.custom_ops import CompiledLayers
 from specbranch.models.cpu.int8 import obstacle as int8_obstacle
-from specbranch.models.cpu.library_cache import cache_folder
 from specbranch.models.padding import Padding
 from specbranch.models.runner import CausalRunner
 from specbranch.models.sequence_state import LookaheadRow

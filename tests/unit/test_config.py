@@ -28,7 +28,7 @@ def test_names_of_before_still_work():
     ("wrong", "complaint"),
     [
         ({"gama": 3}, "unknown option 'gama': did you mean gamma?"),
-        ({"xyzzy": 3}, "unknown option 'xyzzy': use target, draft, hrad, "),
+        ({"xyzzy": 3}, "unknown option 'xyzzy': use target, draft, pair, "),
         ({"padding": 0}, "padding must be auto, 1 or more, or None, not 0"),
         ({"executor_timeout": 0}, "executor_timeout must be more than 0 seconds, not 0"),
         ({"startup_timeout": -1}, "startup_timeout must be more than 0 seconds, not -1"),

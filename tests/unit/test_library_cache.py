@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from specbranch.models.cpu.library_cache import cache_folder, prepare_folder
+from specbranch.cache_folder import cache_folder, prepare_folder
 
 
 @pytest.fixture

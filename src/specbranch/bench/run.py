@@ -147,7 +147,7 @@ def converse(
     paragraphs. Of a conversation longer than `most` tokens the beginning is left out.
     """
     turns: list[Turn] = []
-    chat = question.conversation and tokenizer.chat_template is not None
+    chat = tokenizer.chat_template is not None
     ids: list[int] = []
     for said in question.turns:
         if chat:

@@ -36,6 +36,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--limit", type=int, help="only the first N prompts of the file")
     add("--json", action="store_true", help="one JSON object a prompt, no text")
+    add("--chat", action="store_true", help="the prompt is said to the model: its chat template")
+    add("--system", help="with --chat: what the model is told before")
     add("--timeline", type=Path, help=_TIMELINE)
     add("--no-color", action="store_true", help="plain text on any terminal")
     add(
@@ -53,6 +55,32 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
 
 
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", nargs="?", default="", help="what to ask (default: a question about the sky)")
+    add("--max-tokens", type=int, default=160)
+    add("--pair", default="smollm2", help="whom to ask (default smollm2)")
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--system", help="what the model is told before the conversation")
+    add("--no-color", action="store_true", help="plain text on any terminal")
+    add("--method", help="as for generate")
+    add_drafting(parser)
+    add_pair(parser)
+    add_sampling(parser)
+    parser.set_defaults(max_tokens=512)
+
+
+def add_pairs(_: argparse.ArgumentParser) -> None:
+    """No arguments."""
+
+
+def add_pull(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pair", help="its name: see `specbranch pairs`")
+
+
 def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument("--timeline", type=Path, help=_TIMELINE)
@@ -65,7 +93,12 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the pair")
     add = group.add_argument
-    add("--target", default="target", help="bundled name, folder or hub name (default: bundled)")
+    add("--pair", help="a pair by name, instead of a target: see `specbranch pairs`")
+    add(
+        "--target",
+        default="target",
+        help="bundled name, folder, GGUF file or hub name (default: bundled)",
+    )
     add(
         "--draft",
         default="auto",
@@ -166,29 +199,6 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
         help="do not draft a text that repeats itself from itself",
     )
     add("--speculate", help="always, or auto: the draft works only while that is faster")
-
-
-def add_hrad(parser: argparse.ArgumentParser) -> None:
-    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    collect = steps.add_parser("collect", help="record what becomes of the pair's own drafts")
-    add = collect.add_argument
-    add("--prompts", type=Path, nargs="+", required=True, help=".jsonl files, one prompt a row")
-    add("--out", type=Path, required=True, help="folder of records; goes on with one it began")
-    add("--limit", type=int, help="only the first N prompts of each file")
-    add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
-    add("--gamma", type=int, default=8, help="tokens drafted in a round (default 8)")
-    add("--layers", type=int, default=4, help="of the target's last layers to look at (default 4)")
-    add_pair(collect)
-    add_sampling(collect)
-    train = steps.add_parser("train", help="train on records, and compare with simpler rules")
-    add = train.add_argument
-    add("records", type=Path, help="folder that `collect` made")
-    add("--out", type=Path, required=True, help="the predictor: a .safetensors file")
-    add("--epochs", type=int, default=20, help="most of them (default 20); stops early")
-    add("--batch-size", type=int, default=32)
-    add("--seed", type=int, default=0)
-    add("--held-out", type=float, default=0.2, help="share of prompts to report on (default 0.2)")
-    add("--plot", type=Path, help="draw the feature space: .svg or .png")
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from specbranch.cli.checks import check_counts
 from specbranch.cli.held_back import hold_back_warnings
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.engine import timeline
-from specbranch.engine.inputs import encode
+from specbranch.engine.inputs import Prompt, chat_prompt, encode
 from specbranch.engine.request import EngineRequest
 from specbranch.errors import InputError
 from specbranch.llm import LLM
@@ -53,13 +54,13 @@ def _prompts(options: argparse.Namespace) -> list[str | InputError]:
         raise InputError("standard input is not UTF-8 text") from None
 
 
-def _valid(prompts: list[str | InputError]) -> list[str]:
+def _valid(prompts: Sequence[Prompt | InputError]) -> list[Prompt]:
     """The prompts without the bad rows, which are reported on standard error.
 
     Raises:
         InputError: there are only bad rows; it is of the last one.
     """
-    valid = [prompt for prompt in prompts if isinstance(prompt, str)]
+    valid = [prompt for prompt in prompts if not isinstance(prompt, InputError)]
     errors = [prompt for prompt in prompts if isinstance(prompt, InputError)]
     for error in errors if valid else errors[:-1]:
         print(f"error: {error}", file=sys.stderr)
@@ -68,21 +69,33 @@ def _valid(prompts: list[str | InputError]) -> list[str]:
     return valid
 
 
-def _check(llm: LLM, row: int, prompt: str | InputError, file: Path | None) -> str | InputError:
-    """The prompt, or why this pair cannot continue it."""
+def _check(
+    llm: LLM, row: int, prompt: str | InputError, options: argparse.Namespace
+) -> Prompt | InputError:
+    """The prompt as it is given to the model, or why this pair cannot continue it."""
     if isinstance(prompt, InputError):
         return prompt
+    file: Path | None = options.file
     try:
-        encode(prompt, llm.tokenizer, llm.target.vocabulary, llm.max_model_len)
+        given: Prompt = prompt
+        if options.chat:
+            given = chat_prompt(conversation(prompt, options.system), llm.tokenizer)
+        encode(given, llm.tokenizer, llm.target.vocabulary, llm.max_model_len)
     except InputError as error:
         if file is None:
             return error
         place = f"{file}, row {row}" if file.suffix == ".jsonl" else str(file)
         return InputError(f"{place}: {error}")
-    return prompt
+    return given
 
 
-def _summary(metrics: Metrics) -> str:
+def conversation(said: str, system: str | None = None) -> list[dict[str, str]]:
+    """What is said to a model, as messages."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+    return [*before, {"role": "user", "content": said}]
+
+
+def summary(metrics: Metrics) -> str:
     return (
         f"{metrics.committed} tokens in {metrics.seconds:.2f} s · "
         f"{metrics.tokens_per_second:.1f} tokens/s · M {metrics.mean_accepted_length:.2f} · "
@@ -106,7 +119,7 @@ def _as_json(output: RequestOutput, method: str) -> dict[str, Any]:
     }
 
 
-def _emit(console: Console, text: str, style: str) -> None:
+def emit(console: Console, text: str, style: str) -> None:
     """Print text as it is, coloured where there is colour; rich would expand the tabs of a pipe."""
     if console.color_system is None:
         console.file.write(text)
@@ -115,26 +128,23 @@ def _emit(console: Console, text: str, style: str) -> None:
     console.file.flush()
 
 
-def _stream(llm: LLM, prompt: str, params: SamplingParams, console: Console) -> EngineRequest:
-    """Print the prompt and the text as it comes; returns the finished or interrupted request."""
-    request = llm.request(prompt, params)
-    _emit(console, prompt, "dim")
+def stream(llm: LLM, request: EngineRequest, console: Console) -> None:
+    """Print the text of a request as it comes, and how it went."""
     with hold_back_warnings():
         try:
             for piece in llm.stream_request(request):
-                _emit(console, piece.text, STYLES[piece.origin])
+                emit(console, piece.text, STYLES[piece.origin])
         finally:
-            _emit(console, f"\n{_summary(request.metrics)}\n", "bold")
+            emit(console, f"\n{summary(request.metrics)}\n", "bold")
     if request.reason is not None:
         print(f"without the draft at the end: {request.reason}", file=sys.stderr)
     if console.color_system is not None:
         legend = [Text(MEANINGS[o], style=STYLES[o]) for o in Origin]
         console.print(Text(" · ").join(legend))
-    return request
 
 
 def _compare(
-    llm: LLM, prompts: list[str], params: SamplingParams, as_json: bool, console: Console
+    llm: LLM, prompts: list[Prompt], params: SamplingParams, as_json: bool, console: Console
 ) -> int:
     """Decode every prompt plainly and by the method; 1 if any token differs."""
     plain = llm.plain()
@@ -154,7 +164,8 @@ def _compare(
         if as_json:
             print(json.dumps(_as_json(ours, llm.method) | {"identical": same}), flush=True)
         elif len(prompts) == 1:
-            console.print(Text(prompt + ours.outputs[0].text), soft_wrap=True)
+            shown = prompt if isinstance(prompt, str) else ""
+            console.print(Text(shown + ours.outputs[0].text), soft_wrap=True)
     if as_json:
         return int(identical < len(prompts))
     table = Table(title=f"{len(prompts)} prompts, {tokens} tokens")
@@ -186,21 +197,21 @@ def run_generate(options: argparse.Namespace) -> int:
             "--compare needs --acceptance coupled: rejection sampling equals plain decoding in "
             "distribution, not token by token"
         )
+    if options.system is not None and not options.chat:
+        raise InputError("--system needs --chat")
     if options.timeline:
         if options.compare:
             raise InputError("--compare draws nothing: use `specbranch compare --timeline`")
         timeline.check_file(options.timeline)
     with load_llm(options) as llm:
-        checked = [
-            _check(llm, row, prompt, options.file) for row, prompt in enumerate(prompts, start=1)
-        ]
+        checked = [_check(llm, row, prompt, options) for row, prompt in enumerate(prompts, start=1)]
         valid = _valid(checked)
         code = _generate(llm, valid, params, options)
         return code if len(valid) == len(prompts) else 1
 
 
 def _generate(
-    llm: LLM, prompts: list[str], params: SamplingParams, options: argparse.Namespace
+    llm: LLM, prompts: list[Prompt], params: SamplingParams, options: argparse.Namespace
 ) -> int:
     console = Console(color_system=None if options.no_color else "auto", highlight=False)
     if options.compare:
@@ -213,7 +224,10 @@ def _generate(
             print(json.dumps(_as_json(output, llm.method)), flush=True)
             drawn[f"prompt {number}"] = output.rounds
         else:
-            request = _stream(llm, prompt, params, console)
+            request = llm.request(prompt, params)
+            if isinstance(prompt, str):  # the template of a conversation is nothing to read
+                emit(console, prompt, "dim")
+            stream(llm, request, console)
             total += request.metrics
             drawn[f"prompt {number}"] = request.rounds
     if options.timeline:
@@ -221,5 +235,5 @@ def _generate(
         idle = 100 * timeline.target_idle(drawn.values())
         print(f"wrote {options.timeline}; target executor idle {idle:.0f} %", file=sys.stderr)
     if len(prompts) > 1 and not options.json:
-        console.print(Text(f"all {len(prompts)} prompts: {_summary(total)}", style="bold"))
+        console.print(Text(f"all {len(prompts)} prompts: {summary(total)}", style="bold"))
     return 0

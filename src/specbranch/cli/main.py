@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from specbranch import __version__
-from specbranch.cli import arguments
+from specbranch.cli import arguments, training_arguments
 from specbranch.errors import SpecBranchError
 from specbranch.openmp import limit_spinning
 
@@ -32,10 +32,30 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "demo": Command(
+        "ask a small real model, which is fetched if need be",
+        arguments.add_demo,
+        ("specbranch.cli.demo", "run_demo"),
+    ),
     "generate": Command(
         "continue a prompt, streaming the text",
         arguments.add_generate,
         ("specbranch.cli.generate", "run_generate"),
+    ),
+    "chat": Command(
+        "talk to a model",
+        arguments.add_chat,
+        ("specbranch.cli.chat", "run_chat"),
+    ),
+    "pairs": Command(
+        "list the pairs that have a name",
+        arguments.add_pairs,
+        ("specbranch.cli.pairs", "run_pairs"),
+    ),
+    "pull": Command(
+        "fetch a pair by its name",
+        arguments.add_pull,
+        ("specbranch.cli.pairs", "run_pull"),
     ),
     "compare": Command(
         "decode one prompt by every method",
@@ -59,8 +79,13 @@ COMMANDS = {
     ),
     "hrad": Command(
         "train the predictor of how much to draft",
-        arguments.add_hrad,
+        training_arguments.add_hrad,
         ("specbranch.cli.hrad", "run_hrad"),
+    ),
+    "draft": Command(
+        "make a draft for a target, or see what one gains",
+        training_arguments.add_draft,
+        ("specbranch.cli.draft", "run_draft"),
     ),
     "info": Command(
         "show the pair, its vocabularies, devices, versions",
@@ -89,7 +114,8 @@ def main(given: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # An encoding may lack characters: they are shown as \\uXXXX, and no text is lost.
             stream.reconfigure(errors="backslashreplace")
-    if getattr(options, "draft", None) == "auto" and options.target == "target":
+    unnamed = getattr(options, "pair", None) in (None, "toy")
+    if getattr(options, "draft", None) == "auto" and unnamed and options.target == "target":
         options.draft = "draft"  # the bundled target's own
     limit_spinning()
     try:

@@ -10,6 +10,7 @@ from specbranch.bench.contenders import Pair
 from specbranch.errors import InputError
 from specbranch.executors.virtual import Profile
 from specbranch.llm import LLM
+from specbranch.models.pairs import find_pair
 from specbranch.sampling_params import SamplingParams
 
 
@@ -44,6 +45,7 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
     return LLM(
         options.target,
         None if options.draft == "none" else options.draft,
+        pair=options.pair,
         dtype=options.dtype,
         quantization=options.quantization,
         draft_quantization=options.draft_quantization,
@@ -68,7 +70,8 @@ def load_both(options: argparse.Namespace) -> Pair:
     Raises:
         InputError, UnsupportedModelError: as `LLM`.
     """
-    if options.draft in ("none", "auto"):
+    named = options.pair is not None and find_pair(options.pair).drafts
+    if options.draft == "none" or (options.draft == "auto" and not named):
         raise InputError("a comparison of methods needs a draft model")
 
     def make(executor: str) -> LLM:

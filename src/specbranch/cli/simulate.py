@@ -15,6 +15,7 @@ from specbranch.bench.plot_file import check_file
 from specbranch.cli.checks import check_counts, check_writable
 from specbranch.cli.pair import load_llm
 from specbranch.config import SpeculativeConfig
+from specbranch.engine.inputs import chat_prompt
 from specbranch.errors import InputError
 from specbranch.executors.latency_profile import Profile
 from specbranch.llm import LLM
@@ -41,7 +42,10 @@ def read_texts(options: argparse.Namespace) -> list[str]:
 
 
 def encode(llm: LLM, texts: list[str], most: int) -> list[list[int]]:
-    """Prompts as tokens, the long ones cut."""
+    """Prompts as tokens, the long ones cut; said to a model that can be talked to."""
+    if llm.tokenizer.chat_template:
+        messages = [[{"role": "user", "content": text}] for text in texts]
+        return [chat_prompt(said, llm.tokenizer).token_ids[-most:] for said in messages]
     encoded: list[list[int]] = llm.tokenizer(texts, truncation=True, max_length=most)["input_ids"]
     return encoded
 
@@ -155,7 +159,7 @@ def _report(
     options: argparse.Namespace, profile: Profile, rows: Sequence[Prediction], title: str
 ) -> int:
     console = Console()
-    console.print(_table(rows, title, profile.devices.unit))
+    console.print(predictions_table(rows, title, profile.devices.unit))
     unit = profile.devices.unit
     console.print(f"× each: speed ÷ plain decoding's, each divided by the {unit}s it takes")
     console.print(profile.source, highlight=False, soft_wrap=True)
@@ -169,7 +173,8 @@ def _report(
     return 0
 
 
-def _table(rows: Sequence[Prediction], title: str, unit: str) -> Table:
+def predictions_table(rows: Sequence[Prediction], title: str, unit: str) -> Table:
+    """What each method comes to, a row each."""
     columns: dict[str, Callable[[Prediction], str]] = {
         "method": lambda row: row.label,
         "tokens/s": lambda row: f"{row.tokens_per_second:.1f}",

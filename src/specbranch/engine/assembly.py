@@ -31,6 +31,7 @@ from specbranch.models.loader import (
     named_device,
 )
 from specbranch.models.padding import Padding
+from specbranch.models.pairs import find_pair, locate
 from specbranch.policy.hrad import HRAD
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.factory import (
@@ -56,6 +57,22 @@ class Assembled:
     executor: str
 
 
+def of_pair(model: ModelConfig) -> ModelConfig:
+    """The configuration with the target and the draft of the pair that it names, if any.
+
+    Raises:
+        InputError: no such pair, or its target cannot be got.
+    """
+    if model.pair is None or model.pair == "toy":
+        return replace(model, pair=None)
+    pair = find_pair(model.pair)
+    draft = model.draft
+    if draft == "auto":
+        draft = next(iter(pair.drafts), None)
+    chosen = str(pair.drafts[draft]) if draft is not None and draft in pair.drafts else draft
+    return replace(model, pair=None, target=locate(pair), draft=chosen)
+
+
 def pick_draft(model: ModelConfig) -> str | None:
     """The draft that is meant: `auto` is the bundled one, and only for the bundled target."""
     if model.draft != "auto":
@@ -78,7 +95,8 @@ def assemble(config: EngineConfig) -> Assembled:
         UnsupportedModelError: a model cannot be decoded losslessly.
         ExecutorError: an executor died while its model was loaded.
     """
-    model = config.model
+    model = of_pair(config.model)
+    config = replace(config, model=model)
     draft = pick_draft(model)
     pick_method(config.speculative.method, draft is not None)  # refuses what is none
     tokenizer = load_tokenizer(model.target)

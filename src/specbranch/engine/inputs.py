@@ -40,7 +40,7 @@ def as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     Raises:
         InputError: it is neither.
     """
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | EncodedPrompt):
         return [prompts]
     if isinstance(prompts, Mapping):
         return _of_mapping(prompts)
@@ -120,6 +120,9 @@ def encode(prompt: Prompt, tokenizer: Any, vocabulary: int, max_model_len: int) 
     Raises:
         InputError: it is no prompt, is empty, or leaves no room in the context.
     """
+    known = ""
+    if isinstance(prompt, EncodedPrompt):
+        known, prompt = prompt.text, prompt.token_ids
     if isinstance(prompt, Mapping):
         found = _of_mapping(prompt)
         if len(found) != 1:
@@ -133,7 +136,7 @@ def encode(prompt: Prompt, tokenizer: Any, vocabulary: int, max_model_len: int) 
             [values] = values
         if not isinstance(values, list) or not all(_is_id(value) for value in values):
             raise _refusal(prompt)
-        text, ids = "", [int(value) for value in values]
+        text, ids = known, [int(value) for value in values]
     if not ids:
         raise InputError("the prompt has no tokens: give some text to continue")
     if not all(0 <= token < vocabulary for token in ids):
@@ -159,6 +162,57 @@ def _of_text(prompt: str, tokenizer: Any) -> list[int]:
         ) from None
     ids: list[int] = tokenizer(prompt)["input_ids"]
     return ids
+
+
+def chat_prompt(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Any,
+    chat_template: str | None = None,
+    add_generation_prompt: bool = True,
+    continue_final_message: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> EncodedPrompt:
+    """A conversation as a prompt, by the tokenizer's chat template.
+
+    Args:
+        messages: each with ``role`` and ``content``, as the template expects them.
+        tokenizer: of both models.
+        chat_template: instead of the tokenizer's.
+        add_generation_prompt: end with what begins an answer.
+        continue_final_message: the last message is to be continued, not answered.
+        tools: what the model may call, as JSON schemas.
+        chat_template_kwargs: further variables of the template.
+
+    Raises:
+        InputError: no tokenizer or no template, or messages that the template refuses.
+    """
+    if tokenizer is None:
+        raise InputError("this LLM has no tokenizer, and so no chat template: use generate")
+    if chat_template is None and not tokenizer.chat_template:
+        raise InputError(
+            "the target has no chat template: use generate, or give chat_template; "
+            "models that are made to talk ('Instruct', 'Chat') have one"
+        )
+    said = isinstance(messages, Sequence) and not isinstance(messages, str) and messages
+    if not said or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+        raise InputError("messages must be a list of {'role': …, 'content': …}, not empty")
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages),
+            tokenize=False,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=None if tools is None else list(tools),
+            **(chat_template_kwargs or {}),
+        )
+    except Exception as error:  # a template is a program, and raises what it likes
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"the chat template refuses the messages: {reason}") from None
+    # The template has written the special tokens; none are to be added.
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return EncodedPrompt(text, ids)
 
 
 def match_params(

@@ -8,6 +8,9 @@ from hashlib import sha256
 import torch
 from transformers import PreTrainedModel
 
+from specbranch.models.gguf import FILE_TYPE
+from specbranch.models.restricted_head import RestrictedHead
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -27,6 +30,8 @@ class ModelInfo:
         fingerprint: of the weights, by a sample of them; the same in every dtype.
         compiled: whether its short forwards are.
         quantization: of its linear layers, or None.
+        stored: how a GGUF file stores its weights, such as ``Q4_1``; None for other checkpoints.
+        drafted: tokens that it can draft, where they are not all of the vocabulary.
     """
 
     name: str
@@ -44,12 +49,18 @@ class ModelInfo:
     fingerprint: str = ""
     compiled: bool = False
     quantization: str | None = None
+    stored: str | None = None
+    drafted: int | None = None
 
     @property
     def how(self) -> str:
         """In what numbers, where and in what way it runs, for people."""
-        numbers = f"{self.quantization} layers, {self.dtype}" if self.quantization else self.dtype
+        numbers = f"{self.stored} weights in {self._numbers}" if self.stored else self._numbers
         return f"{numbers} on {self.device}, {'compiled' if self.compiled else 'eager'}"
+
+    @property
+    def _numbers(self) -> str:
+        return f"{self.quantization} layers, {self.dtype}" if self.quantization else self.dtype
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         name: as given by the user.
     """
     config, generation = model.config.get_text_config(), model.generation_config
+    head = model.get_output_embeddings()
     eos = generation.eos_token_id if generation is not None else None
     return ModelInfo(
         name,
@@ -89,6 +101,8 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         getattr(config, "max_position_embeddings", None) or 0,
         frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
         fingerprint=_fingerprint(model, config.vocab_size),
+        stored=getattr(config, FILE_TYPE, None),
+        drafted=head.out_features if isinstance(head, RestrictedHead) else None,
     )
 
 

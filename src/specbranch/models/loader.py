@@ -22,9 +22,11 @@ from specbranch.errors import InputError, SpecBranchError
 from specbranch.hardware import gains_by_bfloat16
 from specbranch.models.architecture import check_cache
 from specbranch.models.cpu.int8 import obstacle as int8_obstacle
+from specbranch.models.gguf import FILE_TYPE, gguf_file, is_gguf, late_bar, unpacked
 from specbranch.models.memory import free_memory, room_beside, weights_size
 from specbranch.models.padding import PaddingOption
 from specbranch.models.quiet import quiet
+from specbranch.models.restricted_head import restrict_head
 from specbranch.zoo import BUNDLED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,7 +37,7 @@ class ModelSpec:
     """Which model to load, and how. It can be sent to the process where the model will run.
 
     Attributes:
-        name: a bundled model's name, a folder, or a name on the Hugging Face hub.
+        name: a bundled model's name, a folder, a GGUF file, or a name on the Hugging Face hub.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         device: `auto` or a `torch` device.
         sharded: spread the layers over all GPUs, and the CPU if need be (`device_map="auto"`).
@@ -56,8 +58,11 @@ class ModelSpec:
 
 
 def resolve(name: str) -> str:
-    """The folder of a bundled model (`target`, `draft`, `draft-weak`), or the name itself."""
-    return str(BUNDLED.get(name, name))
+    """The folder of a bundled model (`target`, `draft`, `draft-weak`), or the name itself.
+
+    For a GGUF file it is a folder with its configuration and its tokenizer.
+    """
+    return str(unpacked(gguf_file(name)) if is_gguf(name) else BUNDLED.get(name, name))
 
 
 def named_device(device: str) -> torch.device:
@@ -134,14 +139,14 @@ def check_quantization(spec: ModelSpec, device: torch.device) -> None:
 @contextmanager
 def _explained(name: str) -> Iterator[str]:
     """Yield the folder or hub name. Whatever loading raises becomes one line that says why."""
-    where = resolve(name)
+    where = str(BUNDLED.get(name, name))
     if name in BUNDLED and not Path(where).is_dir():
         raise InputError(
             f"the bundled model '{name}' is missing from {where}: reinstall specbranch"
         )
     try:
         with quiet():
-            yield where
+            yield resolve(name)
     except SpecBranchError:
         raise
     # Files from elsewhere break in more ways than `transformers` and what it calls have names for.
@@ -158,11 +163,13 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     """
     placed = pick_device(spec.device)
     check_quantization(spec, placed)
-    with _explained(spec.name) as where:
+    with _explained(spec.name) as where, late_bar():
         config = _load_config(spec.name, where)
         # Attention is `sdpa`, or `eager` where an architecture has nothing else.
+        packed = gguf_file(spec.name) if is_gguf(spec.name) else None
         model, report = AutoModelForCausalLM.from_pretrained(
-            where,
+            where if packed is None else packed.parent,
+            gguf_file=None if packed is None else packed.name,
             dtype=pick_dtype("float32" if spec.quantization else spec.dtype, config, placed),
             device_map="auto" if spec.sharded else None,
             max_memory=_room(spec) if spec.sharded else None,
@@ -176,6 +183,12 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
                 f"the weights of {spec.name} do not fit its configuration: {len(lacking)} missing "
                 f"or of another shape, {min(lacking)} first; copy or download it again"
             )
+        if packed is not None:
+            # They are ordinary weights now, which may be cast and saved.
+            model.is_quantized = False
+            model.config.__dict__.pop("quantization_config", None)
+            setattr(model.config, FILE_TYPE, getattr(config, FILE_TYPE))
+        restrict_head(model, Path(where))
         return (model if spec.sharded else model.to(placed)).eval()
 
 
@@ -223,6 +236,8 @@ def _why(name: str, where: str, error: Exception) -> str:
         return f"the weights of {name} are broken: {first}; copy or download them again"
     if isinstance(error, OSError) and error.errno == 28:
         return f"no space left on the disk while loading {name}"
+    if is_gguf(name):
+        return f"cannot load {name}: {first}"
     if Path(where).is_file():
         return f"'{name}' is a file: give the model's folder"
     if not Path(where).exists():

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
+from specbranch.cache_folder import cache_folder, prepare_folder
 from specbranch.models.cpu.custom_ops import CompiledLayers
-from specbranch.models.cpu.library_cache import cache_folder, prepare_folder
 from specbranch.models.cpu.prepacking import ATTENTION, LEAST_ROWS
 from specbranch.models.kv_cache import StaticKVCache
 from specbranch.models.loader import one_line

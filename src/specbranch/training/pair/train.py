@@ -29,7 +29,7 @@ from specbranch.training.pair.corpus import (
     train_tokenizer,
 )
 from specbranch.training.pair.distill import CONTINUATION, distillation_loss, write_continuations
-from specbranch.training.pair.fit import fit
+from specbranch.training.pair.fit import Limit, fit, muon_and_adamw
 
 CONTEXT = 1024
 VOCABULARY = 4096
@@ -129,7 +129,9 @@ class Recipe:
         steps = self.options.draft_weak_tokens // (rows * length)
 
         loss = self._text_loss(model, rows, length)
-        value = fit(model, loss, steps, 0.02, self.out / "checkpoints/draft-weak.pt", "draft-weak")
+        checkpoint = self.out / "checkpoints/draft-weak.pt"
+        optimizers = muon_and_adamw(model, 0.02)
+        value = fit(model, loss, optimizers, Limit(steps), checkpoint, "draft-weak")
         self._finish("draft-weak", model, steps * rows * length, value)
 
     def target(self) -> None:
@@ -153,8 +155,8 @@ class Recipe:
             value = fit(
                 model,
                 self._text_loss(model, rows, length, first_batch=stage * 1_000_000),
-                steps,
-                self.options.target_lr,
+                muon_and_adamw(model, self.options.target_lr),
+                Limit(steps),
                 self.out / f"checkpoints/target-{layers}.pt",
                 f"target, {layers} layers",
                 lambda share, b=budget, done=before: (done + share * b) / whole,  # type: ignore[misc]
@@ -178,7 +180,8 @@ class Recipe:
         steps = self.options.draft_tokens // (DRAFT_ROWS * CONTINUATION)
         loss = distillation_loss(model, self.out / "continuations", DRAFT_ROWS, self.options.seed)
         checkpoint = self.out / "checkpoints/draft.pt"
-        value = fit(model, loss, steps, self.options.draft_lr, checkpoint, "draft")
+        optimizers = muon_and_adamw(model, self.options.draft_lr)
+        value = fit(model, loss, optimizers, Limit(steps), checkpoint, "draft")
         self._finish("draft", model, steps * DRAFT_ROWS * CONTINUATION, value)
 
 

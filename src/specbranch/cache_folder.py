@@ -1,4 +1,4 @@
-"""The folder in which compiled libraries are kept."""
+"""The folder in which compiled libraries and downloads are kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: ``$SPECBRANCH_CACHE``, or in the user's cache folder.
+    """Where they are kept: ``$SPECBRANCH_CACHE``, or in the user's cache folder.
 
     A user without a home, as containers have, gets a folder beside the temporary files.
     """
