@@ -90,7 +90,7 @@ PAIRS = {
     for pair in (
         NamedPair(
             "smollm2",
-            "SmolLM2-135M-Instruct, a small model to talk to, and a draft of four of its layers",
+            "SmolLM2-135M-Instruct, a small model to talk to",
             "135M",
             "English",
             "Apache-2.0",
