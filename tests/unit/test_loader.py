@@ -355,3 +355,11 @@ def test_a_draft_with_the_same_words_in_another_order() -> None:
         lambda: check_vocabularies(words, Swapped(), ("big", "small")),
     )
     assert "2 of them unknown to the target or under another id" in message
+
+
+def test_packed_weights_are_counted():
+    model = tiny_model("llama")
+    runner = CausalRunner(model)
+    count = model.num_parameters()
+    runner.pack()
+    assert runner.describe("tiny").parameters == count

@@ -77,6 +77,7 @@ class ModelForward:
         """What the model, called `name` by the user, is."""
         return replace(
             describe(self.model, name),
+            parameters=self.parameters,  # packed weights are no parameters any more
             invariant_from=self.invariant_from,
             any_threads=self.any_threads,
             compiled=self._compiled is not None,
