@@ -91,6 +91,7 @@ def predict(
     prompts: Sequence[list[int]],
     params: SamplingParams,
     gammas: Sequence[int] = GAMMAS,
+    lookup: bool = False,
 ) -> list[Prediction]:
     """What plain decoding, SpS and PEARL at their best γ, and SpecBranch come to.
 
@@ -100,13 +101,16 @@ def predict(
         llm: the pair on virtual executors with this profile.
         prompts: as tokens.
         gammas: γ to try, where the `LLM`'s options leave it open.
+        lookup: end with prompt lookup, which takes no draft.
     """
     pair, options = Pair(llm, llm), llm.config
     if options.gamma != "auto":
         gammas = (options.gamma,)
     lineups = [pair.lineup(replace(options, gamma=gamma)) for gamma in gammas]
     found: dict[str, Prediction] = {}
-    with tqdm(total=len(prompts) * (2 * len(gammas) + 3), desc="texts", leave=False) as progress:
+    with tqdm(
+        total=len(prompts) * (2 * len(gammas) + 3 + lookup), desc="texts", leave=False
+    ) as progress:
 
         def row(contender: Contender) -> Prediction:
             done = _run(contender, profile, prompts, params, progress.update)
@@ -128,7 +132,10 @@ def predict(
         lineup = pair.lineup(options)
         found[PLAIN] = row(_named(PLAIN, lineup))
         rest = [best("speculative"), best("pearl"), row(_named(SPECBRANCH, lineup))]
-        return [found[PLAIN], *rest, row(pair.as_in_the_paper())]
+        rest.append(row(pair.as_in_the_paper()))
+        if lookup:
+            rest.append(row(Contender("lookup", "prompt lookup", llm, "lookup", options)))
+        return [found[PLAIN], *rest]
 
 
 def _named(name: str, lineup: Sequence[Contender]) -> Contender:
