@@ -30,6 +30,7 @@ from specbranch.executors.base import Span
 from specbranch.executors.virtual import Profile
 from specbranch.metrics import Fates, Metrics, Round
 from specbranch.models.loader import ModelSpec
+from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.test_timeline import ROUNDS
 
 ROWS = [
@@ -55,10 +56,9 @@ def profile(tmp_path):
 
 def test_suites_by_path_and_by_name(prompts):
     code, math, chat = load_suite(str(prompts))
-    assert (code.suite, code.id, code.category, code.conversation) == ("mine", "code/1", "mine", 0)
+    assert (code.suite, code.id, code.category) == ("mine", "code/1", "mine")
     assert math.turns == ("Question: How many?\nAnswer:",)
     assert (chat.id, chat.category, chat.turns) == (7, "writing", ("The city of", "And then?"))
-    assert chat.conversation
     assert [q.id for q in load_suite(str(prompts), 2)] == ["code/1", 1]
     ten = load_suite("ten")
     assert len(ten) == 10
@@ -186,6 +186,22 @@ def test_later_turns_see_earlier_ones():
         whole = asked[1]
         converse(Plain(), llm.tokenizer, question, params, 9)
         assert asked[-1] == whole[-9:]  # a long conversation loses its beginning
+
+
+def test_a_model_that_can_be_talked_to_is_asked_every_question():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "w5 {{ messages[0]['content'] }} w6"
+    llm = LLM.from_models(tiny_model("llama"), None, tokenizer)
+    asked = []
+
+    class Plain:
+        def generate(self, ids, params):
+            asked.append(ids)
+            return llm.generate([ids], params)[0]
+
+    question = Question("gsm8k", 1, "gsm8k", ("w1 w2",))
+    converse(Plain(), tokenizer, question, SamplingParams(max_tokens=2), 100)
+    assert asked == [[5, 1, 2, 6]]
 
 
 def test_the_reference_of_transformers_decodes_the_same_text():

@@ -25,14 +25,12 @@ class Question:
         id: within the suite.
         category: as the suite says; else the suite's name.
         turns: what the user says, turn by turn.
-        conversation: whether that is said to somebody; else it is a text to continue.
     """
 
     suite: str
     id: int | str
     category: str
     turns: tuple[str, ...]
-    conversation: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ def _questions(suite: str, rows: Iterable[Row], source: str, limit: int | None) 
             )
         identity: int | str = row.get("question_id") or row.get("task_id") or number - 1
         category = str(row.get("category", suite))
-        questions.append(Question(suite, identity, category, tuple(turns), "turns" in row))
+        questions.append(Question(suite, identity, category, tuple(turns)))
     if not questions:
         raise InputError(f"{source} has no rows")
     if limit is None or limit >= len(questions):
