@@ -66,7 +66,7 @@ def test_a_draft_keeps_the_tokens_that_it_can_draft(tmp_path, cache):
     write_metadata(tmp_path / "metadata.gguf", model)
     tokens = [0, 5, 7, 40]
     write_gguf(model, tokens, tmp_path / "metadata.gguf", tmp_path / "draft.gguf")
-    read = load_model(ModelSpec(str(tmp_path / "draft.gguf")))
+    read = load_model(ModelSpec(str(tmp_path / "draft.gguf"), drafts=True))
     logits = read(torch.tensor([[5, 9]])).logits[0, -1]
     assert (logits != NEVER).nonzero().flatten().tolist() == tokens
 

@@ -1,13 +1,11 @@
 """A draft that drafts only some tokens: the text stays the target's."""
 
-import json
-
 import pytest
 import torch
 
 from specbranch import LLM, SamplingParams
 from specbranch.errors import InputError
-from specbranch.models.restricted_head import FILE, NEVER, RestrictedHead, restrict_head
+from specbranch.models.restricted_head import ENTRY, NEVER, RestrictedHead, restrict_head
 from tests.tiny import VOCABULARY, save_pair_half, tiny_model, tiny_tokenizer
 
 TOKENS = [1, 2, 3, 5, 8, 13, 21, 34, 55]
@@ -55,14 +53,31 @@ def test_rejection_takes_a_draft_that_never_says_some_tokens():
     assert len(set(out.outputs[0].token_ids) - {1}) > 5
 
 
-def test_the_file_beside_the_weights_is_read_and_checked(tmp_path):
-    folder = tmp_path / "draft"
-    save_pair_half(folder, tiny_model("llama"), tiny_tokenizer())
-    (folder / FILE).write_text(json.dumps({"token_ids": TOKENS}))
-    save_pair_half(tmp_path / "target", tiny_model("llama"), tiny_tokenizer())
-    with LLM(str(tmp_path / "target"), str(folder), executor="inline") as llm:
+def test_only_a_draft_is_restricted(tmp_path):
+    model = tiny_model("llama")
+    setattr(model.config, ENTRY, TOKENS)
+    name = save_pair_half(tmp_path / "model", model, tiny_tokenizer())
+    with LLM(name, name, executor="inline", speculate="always") as llm:
         assert llm.draft.drafted == len(TOKENS)
-    for broken in ("[]", "{", '{"token_ids": [1, 64]}', '{"token_ids": []}'):
-        (folder / FILE).write_text(broken)
-        with pytest.raises(InputError, match=r"draft\.json"):
-            restrict_head(tiny_model("llama"), folder)
+        assert llm.target.drafted is None
+        [ours] = llm.generate("w1 w2", SamplingParams(max_tokens=30, ignore_eos=True))
+    whole = LLM.from_models(tiny_model("llama"), None)
+    [expected] = whole.generate([[1, 2]], SamplingParams(max_tokens=30, ignore_eos=True))
+    assert ours.outputs[0].token_ids == expected.outputs[0].token_ids
+    assert set(ours.outputs[0].token_ids) - set(TOKENS)
+
+
+@pytest.mark.parametrize("wrong", [[], [1, 64], [-1], ["w1"], "1 2", [True]])
+def test_what_are_no_tokens_is_refused(wrong):
+    model = tiny_model("llama")
+    setattr(model.config, ENTRY, wrong)
+    with pytest.raises(InputError, match="must be token ids between 0 and 63"):
+        restrict_head(model, "mine")
+
+
+def test_a_head_with_biases_is_not_restricted():
+    model = tiny_model("llama")
+    model.set_output_embeddings(torch.nn.Linear(32, VOCABULARY))
+    setattr(model.config, ENTRY, TOKENS)
+    with pytest.raises(InputError, match="biases"):
+        restrict_head(model, "mine")

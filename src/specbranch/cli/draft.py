@@ -12,7 +12,7 @@ from rich.table import Table
 
 from specbranch.cli.checks import check_counts
 from specbranch.cli.pair import load_both, load_llm
-from specbranch.cli.simulate import predictions_table
+from specbranch.cli.simulate import encode, predictions_table
 from specbranch.errors import InputError
 from specbranch.executors.latency_profile import Profile
 from specbranch.models.loader import ModelSpec
@@ -21,7 +21,7 @@ from specbranch.sampling_params import SamplingParams
 from specbranch.simulate.measure import measure
 from specbranch.simulate.predict import PROMPTS, Prediction, predict
 from specbranch.simulate.profiles import find_profile
-from specbranch.training.draft.make import DraftRecipe, encode_prompt, make_draft
+from specbranch.training.draft.make import DraftRecipe, make_draft
 from specbranch.training.draft.report import (
     BreakEven,
     a_device_each,
@@ -40,6 +40,8 @@ def run_draft(options: argparse.Namespace) -> int:
 
 def _make(options: argparse.Namespace) -> int:
     check_counts(options, "limit", "max_tokens")
+    if options.vocabulary < 0:
+        raise InputError(f"--vocabulary must be 0 (all) or more, not {options.vocabulary}")
     ways = [options.size, options.from_layers, options.init]
     if sum(way is not None for way in ways) > 1:
         raise InputError("give one of --size, --from-layers and --init")
@@ -97,13 +99,17 @@ def _report(options: argparse.Namespace) -> int:
     options.profile = None
     pair = load_both(options)
     assert pair.parallel.draft is not None
-    tokenizer = pair.parallel.tokenizer
     prompts = {
-        domain: [encode_prompt(text, tokenizer)[-options.prompt_tokens :] for text in several]
+        domain: encode(pair.parallel, several, options.prompt_tokens)
         for domain, several in texts.items()
     }
     everything = [ids for several in prompts.values() for ids in several]
-    spec = ModelSpec(pair.parallel.draft.name, options.dtype, device=options.draft_device or "auto")
+    spec = ModelSpec(
+        pair.parallel.draft.name,
+        options.dtype,
+        options.draft_device or options.device,
+        drafts=True,
+    )
     found = agreements(pair, spec, prompts, options.max_tokens)
     profile = measure(pair, everything, options.max_tokens, options.repeats)
     pair.close()

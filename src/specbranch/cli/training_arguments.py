@@ -48,7 +48,9 @@ def add_draft(parser: argparse.ArgumentParser) -> None:
     add("--size", help="parameters of a new model, such as 15M (default: a tenth of the target's)")
     add("--from-layers", help="instead: a cut of the target with these layers, such as 0,1,29")
     add("--init", help="instead: a draft to train on, as for a target that was fine-tuned")
-    add("--minutes", type=float, default=60.0, help="for all of it (default 60)")
+    add(
+        "--minutes", type=float, default=60.0, help="of answers and training; H-RAD takes more (60)"
+    )
     add("--max-tokens", type=int, default=192, help="most tokens of an answer (default 192)")
     add(
         "--vocabulary",

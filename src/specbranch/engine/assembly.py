@@ -171,7 +171,12 @@ def _specs(model: ModelConfig, draft: str | None) -> tuple[ModelSpec, ModelSpec 
     drafting = None
     if draft is not None:
         drafting = ModelSpec(
-            draft, model.dtype, device, eager=eager, quantization=model.draft_quantization
+            draft,
+            model.dtype,
+            device,
+            eager=eager,
+            quantization=model.draft_quantization,
+            drafts=True,
         )
     target = ModelSpec(
         model.target,

@@ -6,7 +6,6 @@ file takes seconds each time.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import cached_file
 
-from specbranch.cache_folder import cache_folder
+from specbranch.cache_folder import cache_folder, prepare_folder
 from specbranch.errors import InputError
-from specbranch.models import restricted_head
+from specbranch.models.restricted_head import ENTRY
 
 SUFFIX = ".gguf"
 DRAFTED = "specbranch.draft_token_ids"  # tokens that a draft can draft, where they are not all
@@ -67,27 +66,26 @@ def unpacked(file: Path) -> Path:
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise InputError(f"'{file}' is no GGUF file, or broken: copy or download it again")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(mkdtemp(dir=folder.parent, prefix="partial-"))
+    prepare_folder(cache_folder())
+    folder.parent.mkdir(exist_ok=True)
+    scratch = Path(mkdtemp(dir=folder.parent, prefix="partial-"))
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
         # On a GPU, where memory is short; a CPU computes in float32, which loses nothing.
         config.dtype = "float16"
         reader = GGUFReader(file)
         setattr(config, FILE_TYPE, _file_type(reader))
-        config.save_pretrained(partial)
         if drafted := reader.get_field(DRAFTED):
-            (partial / restricted_head.FILE).write_text(
-                json.dumps({restricted_head.ENTRY: [int(token) for token in drafted.contents()]})
-            )
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(partial)
+            setattr(config, ENTRY, [int(token) for token in drafted.contents()])
+        config.save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(scratch)
         try:
-            partial.rename(folder)
+            scratch.rename(folder)
         except OSError:  # another process was faster
             if not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

@@ -26,7 +26,7 @@ from specbranch.models.gguf import FILE_TYPE, gguf_file, is_gguf, late_bar, unpa
 from specbranch.models.memory import free_memory, room_beside, weights_size
 from specbranch.models.padding import PaddingOption
 from specbranch.models.quiet import quiet
-from specbranch.models.restricted_head import restrict_head
+from specbranch.models.restricted_head import ENTRY, restrict_head
 from specbranch.zoo import BUNDLED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,6 +45,8 @@ class ModelSpec:
         padding: of the target's forwards, as the user gave it.
         eager: run it as `transformers` does, never compiled.
         quantization: `int8`, or None.
+        drafts: it is a draft, which may score only some tokens (`restricted_head`). As a target it
+            is what `transformers` makes of it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ModelSpec:
     eager: bool = False
     quantization: str | None = None
     beside: ModelSpec | None = None
+    drafts: bool = False
 
 
 def resolve(name: str) -> str:
@@ -187,8 +190,11 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
             # They are ordinary weights now, which may be cast and saved.
             model.is_quantized = False
             model.config.__dict__.pop("quantization_config", None)
-            setattr(model.config, FILE_TYPE, getattr(config, FILE_TYPE))
-        restrict_head(model, Path(where))
+            for entry in (FILE_TYPE, ENTRY):
+                if hasattr(config, entry):
+                    setattr(model.config, entry, getattr(config, entry))
+        if spec.drafts:
+            restrict_head(model, spec.name)
         return (model if spec.sharded else model.to(placed)).eval()
 
 

@@ -6,17 +6,13 @@ The head is most of a narrow draft's step: 49,152 rows of it cost twice as much 
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specbranch.errors import InputError
 
-FILE = "draft.json"  # beside a draft's weights
-ENTRY = "token_ids"
+ENTRY = "draft_token_ids"  # of a draft's configuration, which goes wherever the draft does
 # Of tokens without a score: a probability of 0 in every dtype, and finite, so that p log p is 0.
 NEVER = -1e4
 
@@ -50,29 +46,25 @@ class RestrictedHead(nn.Module):
         return logits.index_copy(-1, self.tokens, scores)
 
 
-def restrict_head(model: PreTrainedModel, folder: Path) -> None:
-    """Restrict a model's head to the tokens that ``draft.json`` in its folder names, if any.
+def restrict_head(model: PreTrainedModel, name: str) -> None:
+    """Restrict a draft's head to the tokens that its configuration names, if any.
 
     Raises:
-        InputError: the file is broken, or names tokens that the model does not have.
+        InputError: they are no tokens of the model.
     """
-    file = folder / FILE
-    if not file.is_file():
-        return
-    head = model.get_output_embeddings()
-    try:
-        ids = json.loads(file.read_text(encoding="utf-8")).get(ENTRY)
-    except (ValueError, AttributeError):
-        raise InputError(f"{file} is no JSON object: delete it, or make the draft again") from None
+    ids = getattr(model.config, ENTRY, None)
     if ids is None:
         return
+    head = model.get_output_embeddings()
     if (
         not isinstance(ids, list)
         or not ids
         or not all(type(token) is int and 0 <= token < len(head.weight) for token in ids)
-        or getattr(head, "bias", None) is not None
     ):
         raise InputError(
-            f"{file}: '{ENTRY}' must be token ids between 0 and {len(head.weight) - 1}"
+            f"the configuration of {name} is wrong: '{ENTRY}' must be token ids between 0 and "
+            f"{len(head.weight) - 1}"
         )
+    if head.bias is not None:
+        raise InputError(f"{name} cannot be restricted to some tokens: its head has biases")
     model.set_output_embeddings(RestrictedHead(head, torch.tensor(sorted(set(ids)))))

@@ -8,7 +8,6 @@ Metadata and tokenizer are the target's, which has to be a GGUF file itself.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 from specbranch.errors import InputError, SpecBranchError
 from specbranch.models.gguf import DRAFTED
 from specbranch.models.loader import ModelSpec, load_model
-from specbranch.models.restricted_head import ENTRY, FILE
+from specbranch.models.restricted_head import ENTRY
 
 _NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -108,11 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the draft's")
     options = parser.parse_args(arguments)
     try:
-        beside = options.draft / FILE
-        tokens = json.loads(beside.read_text()).get(ENTRY, []) if beside.is_file() else []
         model = load_model(ModelSpec(str(options.draft), dtype="float32", device="cpu"))
         with torch.inference_mode():
-            write_gguf(model, tokens, options.target, options.out)
+            write_gguf(model, getattr(model.config, ENTRY, None) or [], options.target, options.out)
     except SpecBranchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

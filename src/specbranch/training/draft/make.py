@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from specbranch.models.loader import (
     load_model,
     load_tokenizer,
 )
-from specbranch.models.restricted_head import ENTRY, FILE
+from specbranch.models.restricted_head import ENTRY
 from specbranch.sampling_params import SamplingParams
 from specbranch.training.draft.answers import AnswerStore, self_prompts, write_answers
 from specbranch.training.draft.student import from_layers, narrow
@@ -59,7 +58,7 @@ class DraftRecipe:
         size: parameters of a new model of the target's family, or None.
         layers: layers of the target, of which a cut is made instead; or None.
         init: name of a draft that is trained on instead; or None.
-        minutes: for all of it.
+        minutes: for all of it but loading and H-RAD, which take a few more.
         device: as for `LLM`.
         max_tokens: most tokens of an answer.
         vocabulary: most tokens that the draft can draft; 0 is all.
@@ -158,13 +157,10 @@ def _save(
     tokens: torch.Tensor | None,
     recipe: DraftRecipe,
 ) -> None:
-    """An ordinary folder; what is drafted is beside the weights."""
+    """An ordinary folder; its configuration says what is drafted."""
+    setattr(draft.config, ENTRY, None if tokens is None else tokens.tolist())
     draft.to(torch.bfloat16).save_pretrained(recipe.out)
     tokenizer.save_pretrained(recipe.out)
-    entries: dict[str, object] = {"target": recipe.target}
-    if tokens is not None:
-        entries |= {ENTRY: tokens.tolist()}
-    (recipe.out / FILE).write_text(json.dumps(entries) + "\n", encoding="utf-8")
 
 
 def _train_hrad(recipe: DraftRecipe, prompts: Sequence[list[int]]) -> Path | None:
