@@ -22,6 +22,7 @@ from specbranch.training.draft.answers import (
     self_prompts,
     write_answers,
 )
+from specbranch.training.draft.make import DraftRecipe, make_draft
 from specbranch.training.draft.report import BreakEven, accepted_length, sequential_gain
 from specbranch.training.draft.student import from_layers, narrow
 from specbranch.training.draft.train import (
@@ -229,3 +230,18 @@ def test_what_cannot_be_made_is_refused(model_folder, tmp_path, given, expected,
     command = ["draft", "make", "--target", str(model_folder), "--out", str(tmp_path / "out")]
     assert main([*command, *given]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_an_existing_draft_is_trained_on_with_all_of_its_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(make, "HRAD_PROMPTS", 1)
+    target = save_pair_half(tmp_path / "target", tiny_model("llama"), tiny_tokenizer())
+    former = tiny_model("llama", seed=1)
+    former.config.draft_token_ids = [1, 2, 3]
+    init = save_pair_half(tmp_path / "former", former, tiny_tokenizer())
+    recipe = DraftRecipe(
+        target, tmp_path / "draft", init=init, minutes=0.05, max_tokens=16, vocabulary=0
+    )
+    make_draft(recipe, [f"w{a} w{b}" for a in range(1, 9) for b in range(1, 9)])
+    with LLM(target, str(recipe.out), executor="inline") as llm:
+        assert llm.draft.drafted is None
+        assert llm.draft.vocabulary == 64
