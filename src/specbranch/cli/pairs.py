@@ -13,20 +13,21 @@ from specbranch.models.pairs import PAIRS, find_pair, pull
 def run_pairs(_: argparse.Namespace) -> int:
     """List the named pairs."""
     table = Table()
-    for heading in ("pair", "what", "target", "drafts", "languages", "licence", "here"):
+    for heading in ("pair", "target", "drafts", "licence", "here"):
         table.add_column(heading)
     for pair in PAIRS.values():
         where = pair.here()
         table.add_row(
             pair.name,
-            pair.title,
             pair.parameters,
             ", ".join(pair.drafts) or "none",
-            pair.languages,
             pair.licence,
             "yes" if where else f"no: specbranch pull {pair.name} ({pair.download})",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for pair in PAIRS.values():
+        console.print(f"{pair.name}: {pair.title} ({pair.languages})", soft_wrap=True)
     return 0
 
 
