@@ -18,6 +18,7 @@ from specbranch.training.draft import make
 from specbranch.training.draft.answers import (
     Answer,
     AnswerStore,
+    Likeliest,
     answer_batch,
     self_prompts,
     write_answers,
@@ -36,6 +37,13 @@ from specbranch.training.draft.train import (
 from tests.tiny import ARCHITECTURES, save_pair_half, tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10]]
+
+
+def written(*tokens, prompt_length):
+    """An answer whose target was sure of every token of it."""
+    ids = np.array(tokens, dtype=np.int32)
+    likeliest = Likeliest(ids[prompt_length:, None], np.zeros((len(ids) - prompt_length, 1), "f2"))
+    return Answer(ids, prompt_length, likeliest)
 
 
 def test_answers_of_a_batch_are_those_of_each_prompt_alone():
@@ -70,7 +78,7 @@ def test_an_interrupted_run_goes_on_with_the_next_batch(tmp_path):
 def test_held_out_answers_are_greedy_and_not_trained_on(tmp_path):
     store = AnswerStore(tmp_path)
     for number in range(6):
-        answer = Answer(np.array([number, 1, 2], dtype=np.int32), 1)
+        answer = written(number, 1, 2, prompt_length=1)
         store.add([answer], greedy=number % 2 == 1)
     train, held_out = store.split()
     assert [int(answer.tokens[0]) for answer in held_out] == [1]
@@ -125,7 +133,7 @@ def test_a_projected_embedding_keeps_what_the_targets_tells_apart():
 
 @given(st.lists(st.integers(2, 900), min_size=1, max_size=80), st.integers(0, 5))
 def test_batches_hold_every_answer_once_and_fit(lengths, seed):
-    answers = [Answer(np.zeros(length, dtype=np.int32), 1) for length in lengths]
+    answers = [written(*[0] * length, prompt_length=1) for length in lengths]
     made = batches(answers, seed)
     assert sorted(id(a) for batch in made for a in batch) == sorted(map(id, answers))
     for batch in made:
@@ -135,8 +143,8 @@ def test_batches_hold_every_answer_once_and_fit(lengths, seed):
 def test_the_loss_is_the_cross_entropy_of_what_was_written():
     draft = tiny_model("llama")
     answers = [
-        Answer(np.array([1, 2, 3, 4, 5], dtype=np.int32), 2),
-        Answer(np.array([6, 7, 8], dtype=np.int32), 1),
+        written(1, 2, 3, 4, 5, prompt_length=2),
+        written(6, 7, 8, prompt_length=1),
     ]
     loss = AnswerLoss(draft, answers, None)(0)
     expected = []
@@ -145,6 +153,36 @@ def test_the_loss_is_the_cross_entropy_of_what_was_written():
         logs = draft(ids).logits[0].log_softmax(-1)
         expected += [-logs[i - 1, ids[0, i]] for i in range(answer.prompt_length, ids.shape[1])]
     torch.testing.assert_close(loss, torch.stack(expected).mean())
+
+
+def test_what_the_target_thought_likely_is_its_own_distribution(tmp_path):
+    target = tiny_model("llama")
+    store = AnswerStore(tmp_path)
+    for temperature in (0.0, 1.0):
+        store.add(answer_batch(target, PROMPTS, 12, temperature), greedy=temperature == 0)
+    sampled, greedy = store.split()
+    for answer in [*greedy, *sampled]:
+        ids = torch.from_numpy(answer.tokens).long()[None]
+        logs = target(ids).logits[0, answer.prompt_length - 1 : -1].log_softmax(-1)
+        tokens = torch.from_numpy(answer.likeliest.tokens).long()
+        chances = torch.from_numpy(answer.likeliest.log_chances).float()
+        torch.testing.assert_close(logs.gather(1, tokens), chances, atol=5e-3, rtol=0)
+        assert torch.equal(tokens, logs.topk(32).indices)
+    assert all((a.likeliest.tokens[:, 0] == a.tokens[a.prompt_length :]).all() for a in greedy)
+
+
+def test_the_target_itself_loses_only_what_its_chances_scatter():
+    target = tiny_model("llama")
+    [answer] = answer_batch(target, PROMPTS[:1], 12)
+    kept = torch.arange(0, 64, 2)  # of which chances are shared out among those that are likely
+    tokens = torch.from_numpy(answer.likeliest.tokens).long()
+    chances = torch.from_numpy(answer.likeliest.log_chances).float().exp() * (tokens % 2 == 0)
+    chances /= chances.sum(-1, keepdim=True)
+    ids = torch.from_numpy(answer.tokens).long()[None]
+    logits = target(ids).logits[0, answer.prompt_length - 1 : -1]
+    logs = logits[:, kept].log_softmax(-1).gather(1, tokens // 2)
+    expected = -(chances * logs).sum(-1).mean()
+    torch.testing.assert_close(AnswerLoss(target, [answer], kept)(0), expected)
 
 
 def test_a_token_that_cannot_be_drafted_is_a_miss():

@@ -13,8 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from specbranch.engine.inputs import chat_prompt
 from specbranch.errors import InputError
@@ -23,8 +29,22 @@ TEMPERATURES = (0.0, 0.0, 0.7, 1.0)  # half of the answers are greedy
 BATCH = 32
 _SAID = "what-a-user-says"
 HELD_OUT = 20  # one greedy chunk in this many is never trained on
+LIKELIEST = 32  # tokens whose chances are kept at each place of an answer
 
 Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """What the target thought likely at each token of an answer.
+
+    Attributes:
+        tokens: the likeliest ones, int32 ``[answer tokens, LIKELIEST]``, best first.
+        log_chances: of each at temperature 1, float16 ``[answer tokens, LIKELIEST]``.
+    """
+
+    tokens: Tokens
+    log_chances: NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -34,10 +54,12 @@ class Answer:
     Attributes:
         tokens: of both, int32 ``[tokens]``.
         prompt_length: tokens of the prompt.
+        likeliest: what else the target might have written.
     """
 
     tokens: Tokens
     prompt_length: int
+    likeliest: Likeliest
 
     @property
     def length(self) -> int:
@@ -65,6 +87,8 @@ class AnswerStore:
                 "tokens": np.concatenate([answer.tokens for answer in answers]),
                 "lengths": np.array([len(answer.tokens) for answer in answers], dtype=np.int32),
                 "prompt_lengths": np.array([a.prompt_length for a in answers], dtype=np.int32),
+                "likeliest": np.concatenate([answer.likeliest.tokens for answer in answers]),
+                "log_chances": np.concatenate([a.likeliest.log_chances for a in answers]),
             },
             partial,
         )
@@ -104,12 +128,28 @@ class AnswerStore:
 
 def _read(file: Path) -> list[Answer]:
     entries = load_file(file)
-    ends = np.cumsum(entries["lengths"])
-    texts = np.split(entries["tokens"], ends[:-1])
+    prompts = entries["prompt_lengths"]
+    texts = np.split(entries["tokens"], np.cumsum(entries["lengths"])[:-1])
+    ends = np.cumsum(entries["lengths"] - prompts)[:-1]
+    likeliest = [np.split(entries[name], ends) for name in ("likeliest", "log_chances")]
     return [
-        Answer(text, int(prompt))
-        for text, prompt in zip(texts, entries["prompt_lengths"], strict=True)
+        Answer(text, int(prompt), Likeliest(tokens, chances))
+        for text, prompt, tokens, chances in zip(texts, prompts, *likeliest, strict=True)
     ]
+
+
+class _Record(LogitsProcessor):
+    """Keeps the likeliest tokens of every step, before a temperature changes their chances."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Tensor] = []
+        self.log_chances: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        found = scores.float().log_softmax(-1).topk(min(LIKELIEST, scores.shape[-1]))
+        self.tokens.append(found.indices.to("cpu", torch.int32))
+        self.log_chances.append(found.values.to("cpu", torch.float16))
+        return scores
 
 
 @torch.inference_mode()
@@ -139,18 +179,23 @@ def answer_batch(
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    record = _Record()
     out = target.generate(
         ids.to(target.device),
         attention_mask=mask.to(target.device),
         max_new_tokens=max_tokens,
         pad_token_id=padding,
+        logits_processor=LogitsProcessorList([record]),
         **sampling,
     )
+    likely = torch.stack(record.tokens, 1).numpy()  # [rows, steps, LIKELIEST]
+    chances = torch.stack(record.log_chances, 1).numpy()
     answers = []
-    for prompt, row in zip(prompts, out[:, longest:].tolist(), strict=True):
+    for index, (prompt, row) in enumerate(zip(prompts, out[:, longest:].tolist(), strict=True)):
         end = next((i + 1 for i, token in enumerate(row) if token in ending), len(row))
         tokens = np.array([*prompt, *row[:end]], dtype=np.int32)
-        answers.append(Answer(tokens, len(prompt)))
+        likeliest = Likeliest(likely[index, :end], chances[index, :end])
+        answers.append(Answer(tokens, len(prompt), likeliest))
     return answers
 
 

@@ -49,7 +49,10 @@ def batches(answers: Sequence[Answer], seed: int) -> list[list[Answer]]:
 
 
 class AnswerLoss:
-    """Cross-entropy of a draft on what the target wrote.
+    """Cross-entropy of a draft on what the target thought likely where it wrote its answers.
+
+    A distribution says more than the one token that was drawn from it: distillation (Hinton et al.
+    2015, arXiv 1503.02531) with the target's likeliest tokens, those that the draft can draft.
 
     Args:
         draft: the model.
@@ -81,8 +84,24 @@ class AnswerLoss:
             self._first += len(self._plan)
             self._plan = batches(self.answers, self.seed + self._pass)
             self._pass += 1
-        logits, written = self.logits(self._plan[step - self._first])
-        return F.cross_entropy(logits.float(), written, ignore_index=UNSEEN)
+        batch = self._plan[step - self._first]
+        logits, _ = self.logits(batch)
+        return F.cross_entropy(logits.float(), self._likely(batch))
+
+    def _likely(self, batch: Sequence[Answer]) -> Tensor:
+        """What the target thought likely at the answers' tokens, float32 ``[answer tokens, tokens]``.
+
+        Where it thought only of tokens that cannot be drafted, a row is zero.
+        """
+        counts = [min(answer.length, LONGEST - 1) for answer in batch]
+        pairs = list(zip(batch, counts, strict=True))
+        tokens = np.concatenate([answer.likeliest.tokens[-count:] for answer, count in pairs])
+        logs = np.concatenate([answer.likeliest.log_chances[-count:] for answer, count in pairs])
+        places = self.place[torch.from_numpy(tokens).long()]
+        chances = torch.from_numpy(logs).float().exp().masked_fill(places == UNSEEN, 0)
+        chances /= chances.sum(-1, keepdim=True).clamp_min(1e-9)
+        likely = torch.zeros(len(chances), len(self.tokens))
+        return likely.scatter_add_(1, places.clamp_min(0), chances).to(self.draft.device)
 
     def logits(self, batch: Sequence[Answer]) -> tuple[Tensor, Tensor]:
         """Logits at the answers' tokens ``[answer tokens, tokens]``, and which token each was.
