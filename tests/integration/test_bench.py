@@ -12,7 +12,7 @@ from specbranch.bench.contenders import (
     ALWAYS_ON,
     BIT_EXACT,
     BY_ITSELF,
-    IN_TURN,
+    SEQUENTIAL,
     ON_SHARE,
     PAPER,
     PLAIN,
@@ -130,7 +130,7 @@ def test_intervals_cover_what_they_promise():
 def test_overlap_of_hand_made_rounds():
     # A verification of n tokens takes n seconds by itself.
     alone = [Round(tokens=[1], verification=Span(0, n, (n,))) for n in (1, 5)]
-    rounds = {ALWAYS_ON: ROUNDS, IN_TURN: [Round(seconds=34.0)]}
+    rounds = {ALWAYS_ON: ROUNDS, SEQUENTIAL: [Round(seconds=34.0)]}
     rounds |= dict.fromkeys(BY_ITSELF.values(), alone)
     answers = {name: [Turn("", [], Metrics(), done)] for name, done in rounds.items()}
     run = Heat("draft", 0.0, 1, Question("s", 1, "s", ("x",)), answers)
@@ -142,7 +142,7 @@ def test_overlap_of_hand_made_rounds():
     # 4 s for 3 tokens, 3.5 s for 5 tokens.
     assert found.slow_down == pytest.approx((4 / 3 + 3.5 / 5) / 2)
     assert found.c == pytest.approx(3.75 / 3)
-    del answers[IN_TURN]
+    del answers[SEQUENTIAL]
     assert overlap([run]) is None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from specbranch.methods.registry import METHODS
 from specbranch.token_sequence import FinishReason
 from specbranch.workers.drafter import Drafter
 from tests.hosted import hosted
-from tests.tiny import tiny_model
+from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
 PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
 SPEC = METHODS["specbranch"]
@@ -94,10 +95,20 @@ def test_an_aborted_text_keeps_its_tokens_and_leaves_nothing_behind(llm, texts):
     assert open_texts(llm.engine) == 0
 
 
-@pytest.mark.parametrize("kind", ["inline", "thread"])
-def test_streams_of_two_threads_with_random_aborts(kind, texts):
-    """Every text is the offline one, or its beginning where it was aborted."""
+def pair(kind: str, folder: Path) -> LLM:
     target, draft = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
+    if kind != "process":
+        return LLM.from_models(target, draft, executor=kind, speculate="always")
+    names = [
+        save_pair_half(folder / name, model, tiny_tokenizer())
+        for name, model in (("target", target), ("draft", draft))
+    ]
+    return LLM(*names, executor=kind, speculate="always", dtype="float32")
+
+
+@pytest.mark.parametrize("kind", ["inline", "thread", "process"])
+def test_streams_of_two_threads_with_random_aborts(kind, texts, tmp_path):
+    """Every text is the offline one, or its beginning where it was aborted."""
     found: dict[int, tuple[list[int], bool]] = {}
     errors: list[BaseException] = []
 
@@ -122,7 +133,7 @@ def test_streams_of_two_threads_with_random_aborts(kind, texts):
         except BaseException as error:
             errors.append(error)
 
-    with LLM.from_models(target, draft, executor=kind, speculate="always") as llm:
+    with pair(kind, tmp_path) as llm:
         halves = [list(range(0, 20, 2)), list(range(1, 20, 2))]
         threads = [
             threading.Thread(target=caller, args=(llm, half, seed))
@@ -138,6 +149,9 @@ def test_streams_of_two_threads_with_random_aborts(kind, texts):
             assert tokens == texts[index] if not aborted else texts[index][: len(tokens)] == tokens
         assert any(aborted for _, aborted in found.values())
         assert any(not aborted for _, aborted in found.values())
+        # Each worker answers after all that was asked of it before, so nothing is left behind.
+        again = llm.generate(prompts(20)[:2], PARAMS)
+        assert [output.outputs[0].token_ids for output in again] == texts[:2]
         assert not llm.engine.has_unfinished_requests
 
 

@@ -1,1 +1,1 @@
-"""Methods measured side by side: same prompts, same hardware, in turn within one run."""
+"""Methods measured side by side: same prompts, same hardware, interleaved within one run."""

@@ -21,7 +21,7 @@ ALWAYS_ON = "specbranch-always"
 PAPER = "specbranch-paper"
 ON_SHARE = "plain-share"
 BIT_EXACT = "plain-exact"
-IN_TURN = "specbranch-in-turn"
+SEQUENTIAL = "specbranch-sequential"
 # Verifications of several lengths with nothing beside them.
 BY_ITSELF = {gamma: f"sps-{gamma}-share" for gamma in (1, 4, 8)}
 
@@ -116,7 +116,7 @@ class Pair:
         # On a virtual clock nothing depends on who has which cores.
         if parallel.executor in ("inline", "virtual"):
             return cls(parallel, parallel)
-        # This process has the models in turn: the same cores as the executors have together.
+        # This process runs the models sequentially, on the cores that the executors have together.
         parallel.affinity.alone.apply()
         return cls(make("inline"), parallel)
 
@@ -177,8 +177,10 @@ class Pair:
             return []
         kept = on_target_share(self.parallel)
         options = replace(options, speculate="always")
-        label = "SpecBranch, models in turn on all cores"
-        found = [Contender(IN_TURN, label, self.sequential, "specbranch", options, competes=False)]
+        label = "SpecBranch, models sequentially on all cores"
+        found = [
+            Contender(SEQUENTIAL, label, self.sequential, "specbranch", options, competes=False)
+        ]
         for gamma, name in BY_ITSELF.items():
             label = f"SpS, γ = {gamma}, with the target on its share of the cores"
             fixed = replace(options, gamma=gamma)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from specbranch.bench.contenders import ALWAYS_ON, BY_ITSELF, IN_TURN
+from specbranch.bench.contenders import ALWAYS_ON, BY_ITSELF, SEQUENTIAL
 from specbranch.bench.run import Heat
 from specbranch.engine.timeline import target_idle
 from specbranch.executors.virtual import ModelLatency
@@ -22,7 +22,7 @@ class Overlap:
         round_time: median time of a round's overlapped step ÷ that of its longer executor call.
         idle: share of the decoding time in which the target verified nothing.
         steady_idle: the same in the rounds after a hit.
-        gain: decoding time of the same texts by the same decoder with the models in turn, each on
+        gain: decoding time of the same texts by the same decoder run sequentially, each model on
             all cores, ÷ its time; the median over the texts.
         slow_down: verification beside a working draft ÷ one of as many tokens without, on the same
             cores; the median.
@@ -39,7 +39,7 @@ class Overlap:
 
 def overlap(heats: Sequence[Heat]) -> Overlap | None:
     """Of the heats in which `Pair.for_overlap` took part; None without any."""
-    heats = [heat for heat in heats if IN_TURN in heat.answers]
+    heats = [heat for heat in heats if SEQUENTIAL in heat.answers]
     texts = _texts(heats, ALWAYS_ON)
     both = [r for rounds in texts for r in rounds if r.branching and r.verification]
     if not both:
@@ -54,7 +54,7 @@ def overlap(heats: Sequence[Heat]) -> Overlap | None:
         target_idle(texts, steady=True),
         median(
             sum(r.seconds for r in slow) / sum(r.seconds for r in fast)
-            for slow, fast in zip(_texts(heats, IN_TURN), texts, strict=True)
+            for slow, fast in zip(_texts(heats, SEQUENTIAL), texts, strict=True)
         ),
         _slow_down(both, alone),
         verification / median(steps),

@@ -38,7 +38,7 @@ METHODS = (
     "M is the number of tokens committed per target call, RB the rolled-back share of the tokens "
     "drafted on the main path; idle is the share of the decoding time in which the target verified "
     "nothing. Equal cores: SpecBranch and PEARL split the cores between the models, all others "
-    "have all cores for each model in turn. Tokens a second are means over the questions, time of "
+    "run the models sequentially, each on all cores. Tokens a second are means over the questions, time of "
     "reading the prompt included. Intervals are 95 % bootstrap intervals over the questions."
 )
 
@@ -77,7 +77,7 @@ class Report:
         sections += [*self._branches(), *self._theory(), *self._paper(), self._environment()]
         same, compared = self.texts
         lead = (
-            f"{len(self._heats)} runs of a question by {len(self.rows)} methods in turn. "
+            f"{len(self._heats)} runs of a question by {len(self.rows)} methods, interleaved. "
             f"{same} of {compared} texts are plain decoding's own, token by token."
         )
         loader = PackageLoader("specbranch.bench")
@@ -195,9 +195,9 @@ class Report:
         if not rows:
             return []
         headings = ["draft", "round ÷ longer executor", "target idle", "idle after a hit"]
-        headings += ["gain over models in turn", "slow-down of the target", "c"]
+        headings += ["gain over sequential models", "slow-down of the target", "c"]
         text = (
-            "Gain: decoding time of the same texts with the models in turn, each on all cores, ÷ "
+            "Gain: decoding time of the same texts with the models sequentially, each on all cores, ÷ "
             "that of SpecBranch. Slow-down: a verification beside a working draft ÷ one of as many "
             "tokens alone on the same cores. c: median verification ÷ median draft step."
         )

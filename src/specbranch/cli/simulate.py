@@ -206,7 +206,7 @@ def _swept(found: Sweep, title: str) -> Table:
 
 def _print_profiles(console: Console) -> None:
     table = Table()
-    for heading in ("profile", "target", "draft", "c", "plain", "in turn", "parallel"):
+    for heading in ("profile", "target", "draft", "c", "plain", "sequential", "parallel"):
         table.add_column(heading, justify="left" if heading == "profile" else "right")
     for name, profile in builtin().items():
         target, draft = profile.target.seconds(1), profile.draft.seconds(1)

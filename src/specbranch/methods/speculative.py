@@ -1,4 +1,4 @@
-"""SpS: speculative decoding (Leviathan et al. 2023; Chen et al. 2023), draft and target in turn."""
+"""SpS: speculative decoding (Leviathan et al. 2023; Chen et al. 2023), draft and target one after the other."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 The methods run side by side, prompt by prompt; what a forward takes in its place, with the other
 executor at work, the caches as warm as they are then and Python around it, is what a prediction
 needs.
-Where the executors share cores, the methods whose models work in turn say what each costs alone.
+Where the executors share cores, sequential methods say what each model costs alone.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def measure(
         raise InputError("a profile is of a pair: give a draft model")
     if pair.parallel.executor == "inline":
         raise InputError(
-            "the models would work in turn here (inline executors), and a profile is of both at "
+            "the models would work sequentially here (inline executors), and a profile is of both at "
             "the same time: use --executors process or thread"
         )
     plain = _way("plain", pair.sequential.plain(), "autoregressive", ALWAYS)

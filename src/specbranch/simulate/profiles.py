@@ -69,7 +69,7 @@ class RecordingSetup:
         target, draft: the models.
         names: of both.
         devices: so many that the weights, and some gigabytes of cache, fit their 80 GB each; a
-            draft that does not fit beside the target has its own GPU even in turn.
+            draft that does not fit beside the target has its own GPU even with sequential methods.
     """
 
     target: Model
