@@ -12,10 +12,10 @@ from specbranch.bench.contenders import (
     ALWAYS_ON,
     BIT_EXACT,
     BY_ITSELF,
-    SEQUENTIAL,
     ON_SHARE,
     PAPER,
     PLAIN,
+    SEQUENTIAL,
     SPECBRANCH,
 )
 from specbranch.bench.outside import outsiders

@@ -95,7 +95,7 @@ def branch_costs(
     max_tokens: int = 64,
     repeats: int = 3,
 ) -> list[BranchCost]:
-    """Measure on the pair's parallel executors; every text by every k, interleaved, again and again.
+    """Measure on the pair's parallel executors; every text by every k, interleaved and repeated.
 
     Retrieval is off, and drafting always on, so that the branches matter.
 
