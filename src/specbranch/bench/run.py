@@ -1,4 +1,4 @@
-"""The run of a benchmark: each question by every contender, one after another, kept in a folder at once."""
+"""The run of a benchmark: each question by every contender, interleaved; kept in a folder at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SpS: speculative decoding (Leviathan et al. 2023; Chen et al. 2023), draft and target one after the other."""
+"""SpS: speculative decoding (Leviathan et al. 2023; Chen et al. 2023), models sequential."""
 
 from __future__ import annotations
 

@@ -72,8 +72,8 @@ def measure(
         raise InputError("a profile is of a pair: give a draft model")
     if pair.parallel.executor == "inline":
         raise InputError(
-            "the models would work sequentially here (inline executors), and a profile is of both at "
-            "the same time: use --executors process or thread"
+            "the models would work sequentially here (inline executors), and a profile is of both "
+            "at the same time: use --executors process or thread"
         )
     plain = _way("plain", pair.sequential.plain(), "autoregressive", ALWAYS)
     exact = _way("exact", pair.sequential, "autoregressive", ALWAYS)

@@ -89,7 +89,7 @@ class AnswerLoss:
         return F.cross_entropy(logits.float(), self._likely(batch))
 
     def _likely(self, batch: Sequence[Answer]) -> Tensor:
-        """What the target thought likely at the answers' tokens, float32 ``[answer tokens, tokens]``.
+        """What the target thought likely, float32 ``[answer tokens, tokens]``.
 
         Where it thought only of tokens that cannot be drafted, a row is zero.
         """
