@@ -39,7 +39,8 @@ METHODS = (
     "drafted on the main path; idle is the share of the decoding time in which the target verified "
     "nothing. Equal cores: SpecBranch and PEARL split the cores between the models, all others "
     "run the models sequentially, each on all cores. Tokens a second are means over the "
-    "questions, time of reading the prompt included. Intervals are 95 % bootstrap intervals over the questions."
+    "questions, time of reading the prompt included. Intervals are 95 % bootstrap intervals over "
+    "the questions."
 )
 
 
@@ -198,8 +199,8 @@ class Report:
         headings += ["gain over sequential models", "slow-down of the target", "c"]
         text = (
             "Gain: decoding time of the same texts with the models sequentially, each on all "
-            "cores, ÷ that of SpecBranch. Slow-down: a verification beside a working draft ÷ one of as many "
-            "tokens alone on the same cores. c: median verification ÷ median draft step."
+            "cores, ÷ that of SpecBranch. Slow-down: a verification beside a working draft ÷ one "
+            "of as many tokens alone on the same cores. c: median verification ÷ median draft step."
         )
         return [Section("How the executors overlap", [text], [Table(headings, rows)])]
 

@@ -1,4 +1,4 @@
-"""The run of a benchmark: each question by every contender, interleaved; kept in a folder at once."""
+"""The run of a benchmark: every question by every contender, interleaved; kept in a folder."""
 
 from __future__ import annotations
 
