@@ -20,9 +20,10 @@ from specbranch.bench.contenders import (
 )
 from specbranch.bench.outside import outsiders
 from specbranch.bench.overlap import overlap
+from specbranch.bench.placement import Placement, a_device_each
 from specbranch.bench.predicted import predictions
 from specbranch.bench.run import Heat, RunFolder, Turn, converse, identical
-from specbranch.bench.speed import ALL, Interval, rates, ratio, speeds
+from specbranch.bench.speed import ALL, Interval, disturbed, rates, ratio, speeds
 from specbranch.bench.suites import PAPER_SUITES, Question, load_suite
 from specbranch.cli import main
 from specbranch.errors import InputError
@@ -99,10 +100,34 @@ def test_speed_is_a_mean_over_questions_and_its_ratio():
         heat(1, 2, plain=10.0, ours=5.0),
         heat(2, 2, plain=10.0, ours=3.0),
     ]
-    assert rates(heats, "ours").tolist() == [2.0, 4.0]
+    heats.append(heat(1, 3, plain=10.0, ours=5.0))
+    heats.append(heat(2, 3, plain=10.0, ours=900.0))  # disturbed: it must not count
+    assert rates(heats, "ours").tolist() == [2.0, 10 / 3]
     plain, ours = speeds(heats, ["plain", "ours", "absent"])
-    assert (ours.method, ours.questions, ours.tokens_per_second) == ("ours", 2, 3.0)
-    assert (plain.over_plain.value, ours.over_plain.value, ours.accepted) == (1.0, 3.0, 2.0)
+    assert (ours.method, ours.questions) == ("ours", 2)
+    assert ours.tokens_per_second == pytest.approx(8 / 3)
+    assert (plain.over_plain.value, ours.accepted) == (1.0, 2.0)
+    assert ours.over_plain.value == pytest.approx(8 / 3)
+    (run,) = disturbed(heats, ["plain", "ours", "absent"])
+    assert (run.heat, run.name, run.times) == (heats[-1], "ours", 300.0)
+
+
+def test_every_placement_is_held_against_its_own_plain_decoding():
+    on_each = {a_device_each(name): seconds for name, seconds in (("plain", 20.0), ("ours", 5.0))}
+    heats = [heat(1, plain=10.0, ours=8.0, **on_each)]
+    rows = speeds(heats, ["plain", "ours", *on_each], devices={a_device_each("ours"): 2})
+    found = {(r.method, r.placement): (r.over_plain.value, r.per_device.value) for r in rows}
+    assert found == {
+        ("plain", Placement.EQUAL): (1.0, 1.0),
+        ("ours", Placement.EQUAL): (1.25, 1.25),
+        ("plain", Placement.EACH): (1.0, 1.0),
+        ("ours", Placement.EACH): (4.0, 2.0),
+    }
+
+
+def test_two_questions_say_nothing_about_others():
+    heats = [heat(1, plain=10.0, ours=5.0), heat(2, plain=10.0, ours=2.5)]
+    _, ours = speeds(heats, ["plain", "ours"])
     assert ours.over_plain == Interval(3.0)  # two questions say nothing about others
     assert str(ours.over_plain) == "3.00"
 
@@ -324,10 +349,10 @@ def test_the_papers_figures_stand_beside_ours():
     rows = []
     for draft in ("draft", "draft-weak"):
         for suite in PAPER_SUITES:
-            one = heat(Question(suite, 1, suite, ("x",)), **{PLAIN: 4.0, SPECBRANCH: 2.0})
-            shared = heat(Question(suite, 1, suite, ("x",)), **{ON_SHARE: 8.0})
-            one = replace(one, draft=draft, answers=one.answers | shared.answers)
-            rows += speeds([one], [PLAIN, SPECBRANCH])
+            ours = a_device_each(SPECBRANCH)
+            times = {PLAIN: 4.0, SPECBRANCH: 3.0, ON_SHARE: 8.0, ours: 2.0}
+            one = replace(heat(Question(suite, 1, suite, ("x",)), **times), draft=draft)
+            rows += speeds([one], list(times))
     headings, table = paper.beside(rows, {SPECBRANCH: "SpecBranch"})
     assert len({len(row) for row in [headings, *table]}) == 1
     ours = [row for row in table if row[1].startswith("ours")]

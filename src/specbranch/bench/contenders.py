@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from specbranch.bench.placement import a_device_each
 from specbranch.config import MOST_BRANCHES, SpeculativeConfig
 from specbranch.engine.engine import Engine
 from specbranch.engine.inputs import Prompt
 from specbranch.llm import LLM
+from specbranch.methods.registry import METHODS
 from specbranch.outputs import RequestOutput
 from specbranch.sampling_params import SamplingParams
 
@@ -19,7 +21,7 @@ PLAIN = "plain"
 SPECBRANCH = "specbranch"
 ALWAYS_ON = "specbranch-always"
 PAPER = "specbranch-paper"
-ON_SHARE = "plain-share"
+ON_SHARE = a_device_each(PLAIN)
 BIT_EXACT = "plain-exact"
 SEQUENTIAL = "specbranch-sequential"
 # Verifications of several lengths with nothing beside them.
@@ -42,6 +44,7 @@ class Entrant(Protocol):
         competes: whether it is a row of the table, or only there to be compared with.
         exact: whether its texts are to be plain decoding's, token by token.
         samples: whether it draws the same tokens as the others at a temperature above 0.
+        devices: how many it takes, in its placement.
     """
 
     @property
@@ -54,6 +57,8 @@ class Entrant(Protocol):
     def exact(self) -> bool: ...
     @property
     def samples(self) -> bool: ...
+    @property
+    def devices(self) -> int: ...
 
     def generate(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
         """Decode one prompt."""
@@ -86,6 +91,7 @@ class Contender:
     options: SpeculativeConfig
     competes: bool = True
     samples: bool = True
+    devices: int = 1
 
     @property
     def exact(self) -> bool:
@@ -162,11 +168,23 @@ class Pair:
         kept = on_target_share(self.parallel)
         exact = Contender(BIT_EXACT, "plain decoding, bit-exact", kept, "autoregressive", options)
         contenders.append(replace(exact, competes=False))
-        if self.sequential is not self.parallel:
-            label = "plain decoding on the target's share of the cores"
-            share = Contender(ON_SHARE, label, kept.plain(), "autoregressive", options)
-            contenders.append(replace(share, competes=False))
         return contenders
+
+    def on_a_device_each(self, field: Sequence[Contender]) -> list[Contender]:
+        """The same methods, target and draft each on its own cores; nobody where both have one."""
+        if self.sequential is self.parallel:
+            return []
+        kept = on_target_share(self.parallel)
+        return [
+            replace(
+                contender,
+                name=a_device_each(contender.name),
+                llm=kept.plain() if contender.method == "autoregressive" else kept,
+                devices=2 if METHODS[contender.method].needs_draft else 1,
+            )
+            for contender in field
+            if contender.competes
+        ]
 
     def for_overlap(self, options: SpeculativeConfig) -> list[Contender]:
         """What overlap is measured by, besides `field`; nobody where nothing overlaps.

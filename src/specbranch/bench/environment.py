@@ -48,6 +48,7 @@ def pair_facts(pair: Pair, entrants: list[Entrant]) -> dict[str, Any]:
         "labels": {entrant.name: entrant.label for entrant in entrants},
         "rows": [entrant.name for entrant in entrants if entrant.competes],
         "exact": [entrant.name for entrant in entrants if entrant.exact],
+        "devices": {entrant.name: entrant.devices for entrant in entrants},
     }
 
 

@@ -39,6 +39,7 @@ class Outsider:
     competes: bool = True
     exact: bool = False
     samples: bool = False
+    devices: int = 1
 
     def generate(self, prompt: list[int], params: SamplingParams) -> RequestOutput:
         """Decode one prompt.

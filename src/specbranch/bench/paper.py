@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specbranch.bench.contenders import ALWAYS_ON
+from specbranch.bench.placement import Placement
 from specbranch.bench.speed import ALL, Speed
 
 SUITES = ("humaneval", "gsm8k", "cnndm")
@@ -51,10 +52,15 @@ def beside(rows: list[Speed], labels: dict[str, str]) -> tuple[list[str], list[l
             cells = [f"{ratio:.2f}" for ratio in (*row.ratios, mean)]
             found.append([regime, f"paper: {row.pair}", row.method, *cells])
         for draft in (draft for draft, ours in OURS.items() if ours == regime):
-            ours = [r for r in rows if r.draft == draft and r.temperature == 0 and r.suite != ALL]
+            ours = [
+                row
+                for row in rows
+                if (row.draft, row.temperature, row.placement) == (draft, 0, Placement.EACH)
+                and row.suite != ALL
+            ]
             for name in dict.fromkeys(r.method for r in ours):
                 if name.startswith(("pearl", "specbranch")):
-                    ratios = {r.suite: r.over_share.value for r in ours if r.method == name}
+                    ratios = {r.suite: r.over_plain.value for r in ours if r.method == name}
                     known = [ratios[s] for s in SUITES if s in ratios]
                     cells = [f"{ratios[s]:.2f}" if s in ratios else "–" for s in SUITES]
                     cells.append(f"{sum(known) / len(known):.2f}" if known else "–")

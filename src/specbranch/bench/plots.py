@@ -71,7 +71,7 @@ def speed_up(rows: Sequence[Speed], labels: Mapping[str, str], file: Path) -> No
                 axis.plot([ratio.low, ratio.high], [place, place], color="#333333", linewidth=1)
             axis.text(0.06, place, f"{ratio.value:.2f}", va="center", fontsize=7, color="white")
         axis.axvline(1, color="#333333", linewidth=0.8, linestyle=":")
-    figure.supxlabel("speed ÷ plain decoding on all cores", fontsize=8)
+    figure.supxlabel(f"speed ÷ plain decoding, {rows[0].placement}", fontsize=8)
     _finish(figure, file)
 
 

@@ -16,32 +16,31 @@ from specbranch.bench import paper, plots
 from specbranch.bench.branch_costs import HEADINGS, BranchCost, plot, table
 from specbranch.bench.contenders import ALWAYS_ON, PLAIN, SPECBRANCH
 from specbranch.bench.overlap import overlap
+from specbranch.bench.placement import Placement
 from specbranch.bench.predicted import predictions
 from specbranch.bench.report_parts import (
     Figure,
     Section,
     Table,
-    bare,
-    details,
     file_name,
     has_matplotlib,
     sampling,
-    subtask,
     unique,
     words,
+)
+from specbranch.bench.report_speed import (
+    METHODS,
+    PLACEMENTS,
+    category_sections,
+    disturbed_section,
+    regimes,
+    speed_tables,
 )
 from specbranch.bench.run import Heat, identical
 from specbranch.bench.speed import ALL, Speed, speeds
 from specbranch.engine import timeline
 
-METHODS = (
-    "M is the number of tokens committed per target call, RB the rolled-back share of the tokens "
-    "drafted on the main path; idle is the share of the decoding time in which the target verified "
-    "nothing. Equal cores: SpecBranch and PEARL split the cores between the models, all others "
-    "run the models sequentially, each on all cores. Tokens a second are means over the "
-    "questions, time of reading the prompt included. Intervals are 95 % bootstrap intervals over "
-    "the questions."
-)
+FOR_THE_REPORT = ("labels", "rows", "exact", "devices")  # of a pair, and no fact for people
 
 
 class Report:
@@ -65,7 +64,8 @@ class Report:
         pairs = facts["pairs"].values()
         self.labels: dict[str, str] = {k: v for pair in pairs for k, v in pair["labels"].items()}
         self.rows = list(dict.fromkeys(name for pair in pairs for name in pair["rows"]))
-        self.speeds = speeds(heats, self.rows)
+        devices = {k: v for pair in pairs for k, v in pair["devices"].items()}
+        self.speeds = speeds(heats, self.rows, devices=devices)
         self.texts = identical(
             heats, {name: pair["exact"] for name, pair in facts["pairs"].items()}
         )
@@ -74,7 +74,10 @@ class Report:
 
     def write(self) -> list[Path]:
         """Write ``report.md`` and ``report.html``; returns what was written."""
-        sections = [self._speed(), *self._categories(), self._drafting(), *self._executors()]
+        sections = [self._speed()]
+        sections += category_sections(self._heats, self.rows, self.labels)
+        sections += disturbed_section(self._heats, self.rows, self.labels)
+        sections += [self._drafting(), *self._executors()]
         sections += [*self._branches(), *self._theory(), *self._paper(), self._environment()]
         same, compared = self.texts
         lead = (
@@ -97,63 +100,30 @@ class Report:
         drafts = " and ".join(self._facts["pairs"])
         return f"SpecBranch benchmark: {self._settings['target']} with {drafts}"
 
-    def _regimes(self) -> list[tuple[str, float]]:
-        return list(dict.fromkeys((row.draft, row.temperature) for row in self.speeds))
-
     def _speed(self) -> Section:
         section = Section("Speed", [METHODS])
-        for draft, temperature in self._regimes():
-            found = [r for r in self.speeds if (r.draft, r.temperature) == (draft, temperature)]
+        section.texts += [text for p, text in PLACEMENTS.items() if p in self._placements]
+        for draft, temperature in regimes(self.speeds):
             regime = f"{draft}, {sampling(temperature)}"
-            section.tables += [
-                self._by_part(found, f"{regime}: × plain decoding, equal cores"),
-                self._by_part(
-                    found,
-                    f"{regime}: × plain decoding on the target's share of the cores "
-                    "(the paper's setting: the draft's hardware comes on top)",
-                    lambda row: str(row.over_share),
-                ),
-                details(found, self.labels, regime),
-            ]
-            section.figures += self._figure(
-                f"speed-{file_name(draft)}-temp{temperature:g}.svg",
-                f"{regime}: speed over plain decoding on all cores",
-                partial(plots.speed_up, found, self.labels),
-            )
+            for placement in self._placements:
+                which = (draft, temperature, placement)
+                found = [r for r in self.speeds if (r.draft, r.temperature, r.placement) == which]
+                section.tables += speed_tables(found, self.labels, regime)
+                place = file_name(str(placement).replace(" ", "-"))
+                section.figures += self._figure(
+                    f"speed-{file_name(draft)}-temp{temperature:g}-{place}.svg",
+                    f"{regime}: speed over plain decoding, {placement}",
+                    partial(plots.speed_up, found, self.labels),
+                )
         return section
 
-    def _by_part(
-        self,
-        rows: Sequence[Speed],
-        caption: str,
-        cell: Callable[[Speed], str] = lambda row: str(row.over_plain),
-    ) -> Table:
-        parts = list(dict.fromkeys(row.suite for row in rows))
-        cells = {(row.method, row.suite): cell(row) for row in rows}
-        names = dict.fromkeys(row.method for row in rows)
-        counts = {row.suite: row.questions for row in rows}
-        return Table(
-            ["method", *(f"{part} ({counts[part]})" for part in parts)],
-            [[self.labels[n], *(cells.get((n, part), "–") for part in parts)] for n in names],
-            caption,
-        )
-
-    def _categories(self) -> list[Section]:
-        """Only where a suite has several."""
-        several = [h for h in self._heats if h.question.category != h.question.suite]
-        if len({h.question.category for h in several}) < 2:
-            return []
-        section = Section("By category", ["Few questions each: see the intervals above."])
-        found = speeds(several, self.rows, part=lambda question: subtask(question.category))
-        for draft, temperature in dict.fromkeys((row.draft, row.temperature) for row in found):
-            rows = [r for r in found if (r.draft, r.temperature) == (draft, temperature)]
-            rows = [r for r in rows if r.suite != ALL]
-            caption = f"{draft}, {sampling(temperature)}: × plain decoding, equal cores"
-            section.tables.append(self._by_part(rows, caption, bare))
-        return [section]
+    @property
+    def _placements(self) -> list[Placement]:
+        return list(dict.fromkeys(row.placement for row in self.speeds))
 
     def _drafting(self) -> Section:
-        greedy = [heat for heat in self._heats if heat.temperature == self._regimes()[0][1]]
+        first = regimes(self.speeds)[0][1]
+        greedy = [heat for heat in self._heats if heat.temperature == first]
         section = Section(
             "What becomes of drafted tokens",
             [
@@ -162,8 +132,8 @@ class Report:
                 "less often than later ones, the bars leave it."
             ],
         )
-        whole = [r for r in self.speeds if r.suite == ALL or self._one_suite]
-        rows = [r for r in whole if r.temperature == self._regimes()[0][1]]
+        rows = [r for r in self.equal if r.suite == ALL or self._one_suite]
+        rows = [r for r in rows if r.temperature == first]
         section.figures += self._figure(
             "rollback.svg", "RB by method", partial(plots.rollback, rows, self.labels)
         )
@@ -182,6 +152,11 @@ class Report:
             partial(timeline.save, shown),
         )
         return section
+
+    @property
+    def equal(self) -> list[Speed]:
+        """The rows of equal hardware."""
+        return [row for row in self.speeds if row.placement is Placement.EQUAL]
 
     @property
     def _one_suite(self) -> bool:
@@ -258,7 +233,7 @@ class Report:
         section = Section("The paper's figures beside ours", [paper.DIFFERENCES])
         headings, rows = paper.beside(self.speeds, self.labels)
         section.tables.append(Table(headings, rows, "Speed over plain decoding, greedy", True))
-        headings, rows = paper.rollbacks(self.speeds, self.labels)
+        headings, rows = paper.rollbacks(self.equal, self.labels)
         if rows:
             caption = "Rolled-back ÷ all drafted tokens, HumanEval, greedy"
             section.tables.append(Table(headings, rows, caption))
@@ -267,7 +242,7 @@ class Report:
     def _environment(self) -> Section:
         rows = [[name, words(value)] for name, value in self._facts["machine"].items()]
         for draft, pair in self._facts["pairs"].items():
-            shown = {k: v for k, v in pair.items() if k not in ("labels", "rows", "exact")}
+            shown = {k: v for k, v in pair.items() if k not in FOR_THE_REPORT}
             rows += [[f"{draft}: {name}", words(value)] for name, value in shown.items()]
         rows += [[f"run: {name}", words(value)] for name, value in self._settings.items()]
         text = "The same questions for all, method after method within each; fixed seeds."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -10,6 +10,7 @@ from operator import add
 import numpy as np
 
 from specbranch.bench.contenders import ON_SHARE, PLAIN
+from specbranch.bench.placement import Placement, method_name
 from specbranch.bench.run import Heat
 from specbranch.bench.suites import Question
 from specbranch.engine.timeline import target_idle
@@ -18,6 +19,7 @@ from specbranch.metrics import Metrics
 ALL = "mean of suites"
 RESAMPLES = 4000
 LEAST = 3  # questions: fewer say nothing about others
+DISTURBED = 1.5  # times the median of its repeats
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Interval:
             return f"{self.value:.2f}"
         return f"{self.value:.2f} ({self.low:.2f}–{self.high:.2f})"
 
+    def __truediv__(self, divisor: float) -> Interval:
+        low = None if self.low is None else self.low / divisor
+        high = None if self.high is None else self.high / divisor
+        return Interval(self.value / divisor, low, high)
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -40,11 +47,12 @@ class Speed:
 
     Attributes:
         draft, temperature, suite, method: what was measured; the suite may be the mean of all.
+        placement: who had which hardware.
+        devices: how many the method took, where the models have a device each; else 1, all of it.
         questions: how many.
-        tokens_per_second: mean over the questions, as Spec-Bench has it.
-        over_plain: ratio to plain decoding on all cores.
-        over_share: ratio to plain decoding on the target's share of the cores: the paper's setting,
-            in which only the methods with a draft have the draft's hardware.
+        tokens_per_second: mean over the questions, as Spec-Bench has it; each question's is the
+            median over its repeats.
+        over_plain: ratio to plain decoding in the same placement.
         accepted: M.
         rollback: RB.
         rollback_of_all: rolled-back tokens ÷ all drafted tokens, as the paper counts.
@@ -56,15 +64,36 @@ class Speed:
     temperature: float
     suite: str
     method: str
+    placement: Placement
+    devices: int
     questions: int
     tokens_per_second: float
     over_plain: Interval
-    over_share: Interval
     accepted: float
     rollback: float
     rollback_of_all: float
     calls: float
     idle: float | None
+
+    @property
+    def per_device(self) -> Interval:
+        """Ratio to plain decoding of tokens a second and device."""
+        return self.over_plain / self.devices
+
+
+@dataclass(frozen=True)
+class Disturbed:
+    """A run that took much longer than the other repeats of the same.
+
+    Attributes:
+        heat: which one.
+        name: of the contender.
+        times: the median of the repeats that it took.
+    """
+
+    heat: Heat
+    name: str
+    times: float
 
 
 def by_suite(question: Question) -> str:
@@ -73,14 +102,19 @@ def by_suite(question: Question) -> str:
 
 
 def speeds(
-    heats: Sequence[Heat], names: Iterable[str], part: Callable[[Question], str] = by_suite
+    heats: Sequence[Heat],
+    names: Iterable[str],
+    part: Callable[[Question], str] = by_suite,
+    devices: Mapping[str, int] | None = None,
 ) -> list[Speed]:
     """All rows: by draft, temperature, suite (and their mean) and method, in order of appearance.
 
     Args:
-        names: of the methods that are rows.
+        names: of the contenders that are rows.
         part: what the questions are parted by, instead of the suite.
+        devices: that a contender takes; 1 where nothing is said.
     """
+    devices = devices or {}
     names = list(names)
     found = []
     for draft, temperature in dict.fromkeys((h.draft, h.temperature) for h in heats):
@@ -93,15 +127,19 @@ def speeds(
         for suite, strata in ({s: [hs] for s, hs in parts.items()} | whole).items():
             answered = [h.answers for stratum in strata for h in stratum]
             there = [name for name in names if all(name in answers for answers in answered)]
-            found += [_speed(draft, temperature, suite, name, strata) for name in there]
+            found += [
+                _speed(draft, temperature, suite, name, strata, devices.get(name, 1))
+                for name in there
+            ]
     return found
 
 
 def _speed(
-    draft: str, temperature: float, suite: str, name: str, strata: list[list[Heat]]
+    draft: str, temperature: float, suite: str, name: str, strata: list[list[Heat]], devices: int
 ) -> Speed:
-    plain, ours = ([rates(s, which) for s in strata] for which in (PLAIN, name))
-    on_share = [rates(s, ON_SHARE if ON_SHARE in s[0].answers else PLAIN) for s in strata]
+    placement = Placement.of(name)
+    reference = PLAIN if placement is Placement.EQUAL else ON_SHARE
+    plain, ours = ([rates(s, which) for s in strata] for which in (reference, name))
     turns = [turn for stratum in strata for heat in stratum for turn in heat.answers[name]]
     total: Metrics = reduce(add, (turn.metrics for turn in turns))
     texts = [turn.rounds for turn in turns]
@@ -110,11 +148,12 @@ def _speed(
         draft,
         temperature,
         suite,
-        name,
+        method_name(name),
+        placement,
+        devices,
         sum(map(len, ours)),
         float(np.mean([rate.mean() for rate in ours])),
-        ratio(ours, plain) if name != PLAIN else Interval(1.0),
-        ratio(ours, on_share),
+        ratio(ours, plain) if name != reference else Interval(1.0),
         total.mean_accepted_length,
         total.rollback_rate,
         total.fates.rolled_back / total.fates.total if total.fates.total else 0.0,
@@ -124,13 +163,41 @@ def _speed(
 
 
 def rates(heats: Iterable[Heat], name: str) -> np.ndarray:
-    """Tokens a second of each question, all turns and repeats together: (questions,) float64."""
-    sums: dict[tuple[str, object], Metrics] = {}
+    """Tokens a second of each question: (questions,) float64.
+
+    All turns together; the median of the repeats, so that a disturbed one does not count.
+    """
+    found: dict[tuple[str, object], list[float]] = {}
     for heat in heats:
         key = heat.question.suite, heat.question.id
-        for turn in heat.answers[name]:
-            sums[key] = sums.get(key, Metrics()) + turn.metrics
-    return np.array([metrics.tokens_per_second for metrics in sums.values()])
+        found.setdefault(key, []).append(_all_turns(heat, name).tokens_per_second)
+    return np.array([np.median(speeds) for speeds in found.values()])
+
+
+def _all_turns(heat: Heat, name: str) -> Metrics:
+    return reduce(add, (turn.metrics for turn in heat.answers[name]))
+
+
+def disturbed(heats: Sequence[Heat], names: Iterable[str]) -> list[Disturbed]:
+    """The runs that took much longer than the median of three repeats or more, the worst first."""
+    found = []
+    repeats: dict[tuple[object, ...], list[Heat]] = {}
+    for heat in heats:
+        draft, temperature, _, *question = heat.key
+        repeats.setdefault((draft, temperature, *question), []).append(heat)
+    for same in repeats.values():
+        for name in names:
+            several = [heat for heat in same if name in heat.answers]
+            seconds = [_all_turns(heat, name).seconds for heat in several]
+            if len(seconds) < LEAST:
+                continue
+            median = float(np.median(seconds))
+            found += [
+                Disturbed(heat, name, spent / median)
+                for heat, spent in zip(several, seconds, strict=True)
+                if spent > DISTURBED * median
+            ]
+    return sorted(found, key=lambda run: -run.times)
 
 
 def ratio(ours: list[np.ndarray], theirs: list[np.ndarray]) -> Interval:

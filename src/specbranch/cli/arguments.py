@@ -219,6 +219,14 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     add("--temperatures", nargs="+", type=float, help="0 is greedy (default 0)")
     add("--methods", nargs="+", help="only these rows, besides plain and specbranch")
     add("--prompt-tokens", type=int, default=512, help="cut longer prompts there (default 512)")
+    add(
+        "--placements",
+        nargs="+",
+        choices=["equal-hardware", "device-each"],
+        default=["equal-hardware", "device-each"],
+        help="who has which hardware: all of it as each method likes best, or target and draft "
+        "each their own cores or device (default: both, in tables of their own)",
+    )
     add("--overlap", action="store_true", help="measure how well the executors overlap, too")
     add("--branch-costs", action="store_true", help="measure what k branches cost, too")
     add("--quick", action="store_true", help="3 questions a suite, 48 tokens, once: a glance")

@@ -6,6 +6,7 @@ import argparse
 import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from specbranch.bench.branch_costs import branch_costs
 from specbranch.bench.contenders import ALWAYS_ON, Entrant, Pair
 from specbranch.bench.environment import machine, pair_facts
 from specbranch.bench.outside import outsiders
+from specbranch.bench.placement import Placement, method_name
 from specbranch.bench.report import Report, write_rounds
 from specbranch.bench.run import RunFolder, first_ids, plan, run
 from specbranch.bench.speed import Speed
@@ -64,13 +66,15 @@ def _settings(options: argparse.Namespace, grid: Grid) -> dict[str, Any]:
     names = ["target", "dtype", "padding", "top_k", "top_p", "min_p", "repetition_penalty"]
     names += ["seed", "prompt_tokens", "methods", "gamma", "epsilon", "k_max", "branching", "hrad"]
     names += ["retrieval", "speculate", "enforce_eager", "executor", "overlap", "reproduce"]
-    names += ["quantization", "draft_quantization"]
+    names += ["quantization", "draft_quantization", "placements"]
     return asdict(grid) | {name: getattr(options, name) for name in names}
 
 
 def _entrants(pair: Pair, options: argparse.Namespace) -> list[Entrant]:
     """Who takes part: everybody, or those asked for and what they are compared with."""
     ours = pair.field(pair.parallel.config)
+    if "device-each" in options.placements:
+        ours += pair.on_a_device_each(ours)
     if options.overlap:
         ours += pair.for_overlap(pair.parallel.config)
     asked = options.methods
@@ -85,14 +89,17 @@ def _entrants(pair: Pair, options: argparse.Namespace) -> list[Entrant]:
             )
         ]
         entrants += outsiders(pair.parallel, *specs)
+    field = [method_name(entrant.name) for entrant in entrants if entrant.competes]
     if not asked:
         return entrants
-    if unknown := set(asked) - {entrant.name for entrant in entrants}:
-        known = ", ".join(entrant.name for entrant in entrants if entrant.competes)
+    if unknown := set(asked) - set(field):
+        known = ", ".join(dict.fromkeys(field))
         raise InputError(f"no method '{min(unknown)}' to measure: use {known}")
     # Overlap is measured by the one that is never turned off.
     kept = {"plain", "specbranch", *asked} | ({ALWAYS_ON} if options.overlap else set())
-    return [entrant for entrant in entrants if entrant.name in kept or not entrant.competes]
+    return [
+        entrant for entrant in entrants if method_name(entrant.name) in kept or not entrant.competes
+    ]
 
 
 def run_bench(options: argparse.Namespace) -> int:
@@ -171,10 +178,14 @@ def _report(options: argparse.Namespace, folder: RunFolder) -> int:
     settings = json.loads((folder.folder / "settings.json").read_text())
     report = Report(folder.folder, heats, facts, settings)
     console = Console()
-    for draft, temperature in dict.fromkeys((r.draft, r.temperature) for r in report.speeds):
-        rows = [r for r in report.speeds if (r.draft, r.temperature) == (draft, temperature)]
-        rows = [r for r in rows if r.suite == rows[-1].suite]
-        console.print(_table(rows, report.labels))
+    last = report.speeds[-1].suite  # the mean, where there are several
+    for _, rows in groupby(report.speeds, lambda r: (r.draft, r.temperature)):
+        whole = [row for row in rows if row.suite == last]
+        for placement in dict.fromkeys(row.placement for row in whole):
+            placed = [row for row in whole if row.placement is placement]
+            console.print(_table(placed, report.labels))
+            if placement is Placement.EACH:
+                console.print(_per_device(placed, report.labels))
     same, compared = report.texts
     console.print(f"plain decoding's tokens: {same} of {compared} texts")
     if options.out:
@@ -193,19 +204,31 @@ def _report(options: argparse.Namespace, folder: RunFolder) -> int:
 def _table(rows: list[Speed], labels: dict[str, str]) -> Table:
     first = rows[0]
     sampling = "greedy" if first.temperature == 0 else f"temperature {first.temperature:g}"
-    table = Table(title=f"{first.draft}, {sampling}, {first.suite}: {first.questions} questions")
-    headings = ("method", "tokens/s", "× plain", "paper's setting", "M", "RB", "idle")
-    for heading in headings:
-        method = heading == "method"
-        table.add_column(heading, justify="left" if method else "right", no_wrap=method)
+    title = f"{first.draft}, {sampling}, {first.suite}: {first.questions} questions"
+    table = _columns(f"{title}, {first.placement}", "tokens/s", "× plain", "M", "RB", "idle")
     for row in rows:
         table.add_row(
             labels[row.method],
             f"{row.tokens_per_second:.1f}",
             str(row.over_plain),
-            f"{row.over_share.value:.2f}",
             f"{row.accepted:.2f}",
             f"{row.rollback:.2f}",
             "–" if row.idle is None else f"{100 * row.idle:.0f} %",
         )
+    return table
+
+
+def _per_device(rows: list[Speed], labels: dict[str, str]) -> Table:
+    table = _columns("the same, per device", "devices", "tokens/s ÷ devices", "× plain")
+    for row in rows:
+        speed = f"{row.tokens_per_second / row.devices:.1f}"
+        table.add_row(labels[row.method], str(row.devices), speed, str(row.per_device))
+    return table
+
+
+def _columns(title: str, *headings: str) -> Table:
+    table = Table(title=title)
+    table.add_column("method", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
     return table
