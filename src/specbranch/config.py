@@ -35,8 +35,8 @@ class ModelConfig:
         pair: a pair by name, instead of a target (``specbranch pairs`` lists them). `draft` is then
             one of its own, too.
         hrad: the predictor: a file that ``specbranch hrad train`` wrote, None, `online`, which
-            learns from the running text, or `auto`: the bundled pair has one, for its γ, and others
-            have none.
+            learns from the running text, or `auto`: the one that lies beside the draft, if it was
+            trained for this target and γ.
         dtype: `auto`, `float32`, `bfloat16`, `float16`.
         quantization: `int8`: the target's linear layers have weights and activations of 8 bits, on
             a CPU with VNNI instructions. The text is then that of the quantized target.

@@ -18,7 +18,7 @@ from specbranch.training.hrad.collect import Prompt, collect, record
 from specbranch.training.hrad.records import Collection, RecordingSetup, manifest
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.verifier import Verifier
-from tests.tiny import tiny_model
+from tests.tiny import save_pair_half, tiny_model, tiny_tokenizer
 
 GAMMA, LAYERS = 3, 2
 PROMPTS = [Prompt([5, 6, 7 + i], "p.jsonl") for i in range(6)]
@@ -226,3 +226,38 @@ def test_hrad_is_not_asked_where_noise_says_more(monkeypatch):
         llm.generate("def f", sampled, config=paper)
         llm.generate("def f", sampled)
     assert asked == [True, True, True, False]
+
+
+def test_the_predictor_beside_a_draft_is_taken_where_it_is_the_pairs(tmp_path, monkeypatch):
+    names = [
+        save_pair_half(tmp_path / name, tiny_model("llama", seed=seed), tiny_tokenizer())
+        for seed, name in enumerate(("target", "draft", "other"))
+    ]
+    target, draft, other = names
+    predict, asked = HRAD.forward, []
+
+    def counted(self, z):
+        asked.append(len(z))
+        return predict(self, z)
+
+    monkeypatch.setattr(HRAD, "forward", counted)
+
+    def text(*names, **options):
+        with LLM(*names, executor="inline", speculate="always", **options) as llm:
+            if not (tmp_path / "draft" / "hrad.safetensors").exists():
+                setting = RecordingSetup.of(llm.target, llm.draft, 8, LAYERS)
+                HRAD(setting).save(tmp_path / "draft" / "hrad.safetensors")
+            asked.clear()
+            [output] = llm.generate([[5, 6, 7]], GREEDY)
+        return output.outputs[0].token_ids
+
+    without = text(target, draft)
+    assert not asked
+    assert text(target, draft) == without
+    assert asked
+    assert text(target, draft, gamma=4) == without
+    assert not asked  # it is for another γ
+    text(other, draft)
+    assert not asked  # and for another target
+    with pytest.raises(InputError, match="this H-RAD is for"):
+        text(other, draft, hrad=str(tmp_path / "draft" / "hrad.safetensors"))

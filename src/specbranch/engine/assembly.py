@@ -128,9 +128,13 @@ def assemble(config: EngineConfig) -> Assembled:
                 assembled.engine.models.draft,
                 None if gamma == "auto" else gamma,
             )
-        except BaseException:
-            assembled.engine.executors.close()
-            raise
+        except InputError:
+            if model.hrad != "auto":
+                assembled.engine.executors.close()
+                raise
+            # It was not asked for, and belongs to another target or to earlier weights.
+            engine = assembled.engine
+            engine.models = replace(engine.models, hrad=False)
     return assembled
 
 

@@ -186,7 +186,8 @@ class Engine:
         request.opened = True
         sequence, config = request.sequence, request.config
         # What H-RAD learned of greedy texts says less than the noise that both models choose by.
-        judged = not request.params.coupled or config.epsilon != "auto"
+        judged = request.drafting and (not request.params.coupled or config.epsilon != "auto")
+        judged &= spec.uses_hrad and config.use_hrad and self.models.hrad
         text = OpenText(
             sequence.id,
             sequence.prompt,
@@ -196,7 +197,7 @@ class Engine:
             sequence.stop_ids,
             config.branch_tokens,
             request.padding,
-            judged=judged and spec.uses_hrad and request.drafting and config.use_hrad,
+            judged=judged,
         )
         reading = None
         # The prompt is most work for the target, and next to none for the draft.

@@ -18,6 +18,7 @@ class EngineModels:
         tokenizer: of both; None where prompts are token ids.
         max_model_len: most tokens of a text, prompt included.
         padding: of the target's forwards.
+        hrad: whether the verifier's predictor, if it has one, is this pair's.
     """
 
     target: ModelInfo
@@ -25,3 +26,4 @@ class EngineModels:
     tokenizer: Any
     max_model_len: int
     padding: Padding
+    hrad: bool = True

@@ -26,17 +26,27 @@ Predictor = Path | Literal["online"]
 def pick_predictor(
     asked: str | Path | None, target: str, draft: str | None, gamma: int | Literal["auto"]
 ) -> Predictor | None:
-    """The H-RAD that is meant: `auto` is the bundled pair's where γ is its own, and else none."""
+    """The H-RAD that is meant: `auto` is the one that lies beside the draft, where γ is its own.
+
+    In a draft's folder it is ``hrad.safetensors``; beside ``X.gguf`` it is ``X.hrad.safetensors``.
+    """
     if asked is None or draft is None:
         return None
     if asked == "online":
         return "online"
     if asked != "auto":
         return Path(asked)
-    bundled = PREDICTORS.get(draft) if target == "target" else None
+    found = PREDICTORS.get(draft) if target == "target" else _beside(Path(draft))
     # One for another γ would be refused if it were asked for; unasked, it is left out.
-    fits = bundled and (gamma == "auto" or HRAD.load(bundled).gamma == gamma)
-    return bundled if fits else None
+    fits = found and (gamma == "auto" or HRAD.load(found).gamma == gamma)
+    return found if fits else None
+
+
+def _beside(draft: Path) -> Path | None:
+    file = draft / "hrad.safetensors"
+    if draft.suffix == ".gguf":
+        file = draft.with_suffix(".hrad.safetensors")
+    return file if file.is_file() else None
 
 
 def make_verifier(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ trained it on {tokens:,} tokens that the target wrote, to {prompts:,} prompts.
 - What it gains on your hardware: `specbranch draft report --target {target} --draft {folder}`
 
 ```python
-llm = LLM("{target}", draft="{folder}"{hrad})
+llm = LLM("{target}", draft="{folder}")
 ```
 """
 
@@ -114,7 +115,7 @@ def make_draft(recipe: DraftRecipe, texts: Sequence[str]) -> float:
         freeze_embeddings=recipe.layers is not None,
     )
     _save(draft, tokenizer, tokens, recipe)
-    predictor = _train_hrad(recipe, prompts)
+    _train_hrad(recipe, prompts)
     written = sum(answer.length for answer in answers)
     (recipe.out / "README.md").write_text(
         CARD.format(
@@ -126,7 +127,6 @@ def make_draft(recipe: DraftRecipe, texts: Sequence[str]) -> float:
             parameters=draft.num_parameters() / 1e6,
             drafted=vocabulary if tokens is None else len(tokens),
             vocabulary=vocabulary,
-            hrad=f', hrad="{predictor}"' if predictor else "",
         ),
         encoding="utf-8",
     )
@@ -163,8 +163,8 @@ def _save(
     tokenizer.save_pretrained(recipe.out)
 
 
-def _train_hrad(recipe: DraftRecipe, prompts: Sequence[list[int]]) -> Path | None:
-    """Train the pair's predictor; None where there are too few rounds to learn from."""
+def _train_hrad(recipe: DraftRecipe, prompts: Sequence[list[int]]) -> None:
+    """Train the pair's predictor, if there are enough rounds to learn from, beside the draft."""
     params = SamplingParams(max_tokens=recipe.max_tokens)
     with LLM(
         recipe.target,
@@ -181,9 +181,6 @@ def _train_hrad(recipe: DraftRecipe, prompts: Sequence[list[int]]) -> Path | Non
         picked = prompts[:: max(1, len(prompts) // HRAD_PROMPTS)][:HRAD_PROMPTS]
         collect(llm, [Prompt(ids, "prompts") for ids in picked], params, collection)
     records, _ = collection.load()
-    out = recipe.out / "hrad.safetensors"
-    try:
-        fit(collection.setting, split(records, 0.2, 0), Recipe(), "H-RAD").save(out)
-    except InputError:
-        return None
-    return out
+    with suppress(InputError):  # too few rounds
+        trained = fit(collection.setting, split(records, 0.2, 0), Recipe(), "H-RAD")
+        trained.save(recipe.out / "hrad.safetensors")
