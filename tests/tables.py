@@ -22,7 +22,10 @@ from specbranch.methods.base import MethodContext
 from specbranch.methods.registry import METHODS
 from specbranch.metrics import Metrics, Round
 from specbranch.models.info import CacheSize, ModelInfo
+from specbranch.models.protocol import DraftRunner
 from specbranch.models.sequence_state import LookaheadRow, Output
+from specbranch.models.translated_runner import TranslatedRunner
+from specbranch.models.vocabulary_map import VocabularyMap
 from specbranch.policy.signal import Keep, Signal
 from specbranch.policy.tuning import Tuning
 from specbranch.sampling_params import SamplingParams
@@ -161,7 +164,7 @@ class TableRunner:
 class ImpatientDrafter(Drafter):
     """A drafter whose branch stages are told to stop after some steps, as a fast target does."""
 
-    def __init__(self, runner: TableRunner, seed: int) -> None:
+    def __init__(self, runner: DraftRunner, seed: int) -> None:
         super().__init__(runner)
         self._random = random.Random(seed)
 
@@ -244,6 +247,7 @@ def decode(
     ends_text: Callable[[list[int]], bool] = lambda tokens: False,
     draft_vocabulary: int | None = None,
     whims: int | None = None,
+    translation: VocabularyMap | None = None,
 ) -> Decoded:
     """Run one decoding method over inline executors; the drafter gives its own count of tokens.
 
@@ -253,13 +257,15 @@ def decode(
     Args:
         whims: a seed of when branch stages are stopped, what the predictor says, and when drafting
             waits for the target or pauses; None is never, nothing, and never.
+        translation: from the target's tokens to the draft's, where its vocabulary is another.
     """
     spec = METHODS[method]
     config = replace(config or SpeculativeConfig(), speculate="always")
     readable = draft_vocabulary or vocabulary
     ours, theirs = TableRunner(target, vocabulary), TableRunner(draft, readable)
     verifier = Verifier(ours) if whims is None else MoodyVerifier(ours, whims)
-    drafter = Drafter(theirs) if whims is None else ImpatientDrafter(theirs, whims)
+    runner = theirs if translation is None else TranslatedRunner(theirs, translation)
+    drafter = Drafter(runner) if whims is None else ImpatientDrafter(runner, whims)
     executors = ExecutorPair(InlineExecutor(lambda: verifier, "target"))
     if spec.needs_draft:
         executors.drafter = InlineExecutor(lambda: drafter, "draft")

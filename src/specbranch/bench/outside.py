@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
-from specbranch.models.loader import ModelSpec, load_model
+from specbranch.models.loader import ModelSpec, load_model, load_tokenizer, same_ids
 from specbranch.models.quiet import quiet
 from specbranch.outputs import CompletionOutput, RequestOutput, Speculation
 from specbranch.sampling_params import SamplingParams
@@ -104,11 +104,18 @@ def _rounds(verified: list[int], prompt: int, tokens: list[int]) -> list[Round]:
 
 
 def outsiders(llm: LLM, target: ModelSpec, draft: ModelSpec) -> list[Outsider]:
-    """The three of them, with models of their own in this process, on all of its cores."""
-    model, assistant = load_model(target), load_model(draft)
+    """`transformers`' own, with models of their own in this process, on all of its cores.
+
+    A draft with another tokenizer assists in another way there, and is left out.
+    """
+    model = load_model(target)
     assisted, lookup = "transformers, assisted", "transformers, prompt lookup"
-    return [
+    found = [
         Outsider("transformers", "transformers", llm, model),
-        Outsider("transformers-assisted", assisted, llm, model, assistant=assistant),
         Outsider("transformers-lookup", lookup, llm, model, lookup=LOOKUP_TOKENS),
     ]
+    if same_ids(load_tokenizer(target.name), load_tokenizer(draft.name)):
+        assistant = load_model(draft)
+        name = "transformers-assisted"
+        found.insert(1, Outsider(name, assisted, llm, model, assistant=assistant))
+    return found

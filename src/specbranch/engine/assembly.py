@@ -26,9 +26,9 @@ from specbranch.methods.registry import pick_method
 from specbranch.models.info import ModelInfo
 from specbranch.models.loader import (
     ModelSpec,
-    check_vocabularies,
     load_tokenizer,
     named_device,
+    same_ids,
 )
 from specbranch.models.padding import Padding
 from specbranch.models.pairs import find_pair, locate
@@ -100,9 +100,9 @@ def assemble(config: EngineConfig) -> Assembled:
     draft = pick_draft(model)
     pick_method(config.speculative.method, draft is not None)  # refuses what is none
     tokenizer = load_tokenizer(model.target)
-    if draft is not None:
-        check_vocabularies(tokenizer, load_tokenizer(draft), (model.target, draft))
     target_spec, draft_spec = _specs(model, draft)
+    if draft_spec is not None and not same_ids(tokenizer, load_tokenizer(draft_spec.name)):
+        draft_spec = replace(draft_spec, tokens_of=model.target)
     predictor = pick_predictor(model.hrad, model.target, draft, config.speculative.gamma)
     devices = {"target": named_device(target_spec.device)}
     devices["draft"] = (
@@ -120,6 +120,8 @@ def assemble(config: EngineConfig) -> Assembled:
         plan,
         tokenizer,
     )
+    if draft_spec is not None and draft_spec.tokens_of is not None:
+        _say_what_is_drafted(assembled.engine.models)
     if isinstance(predictor, Path) and assembled.engine.models.draft is not None:
         gamma = config.speculative.gamma
         try:
@@ -167,6 +169,17 @@ def assemble_from_models(
         plan,
         tokenizer,
     )
+
+
+def _say_what_is_drafted(models: EngineModels) -> None:
+    if models.draft is not None:
+        logger.warning(
+            "the draft %s has another tokenizer than its target: it drafts the %d of %d tokens "
+            "that both have",
+            models.draft.name,
+            models.draft.drafted,
+            models.draft.vocabulary,
+        )
 
 
 def _specs(model: ModelConfig, draft: str | None) -> tuple[ModelSpec, ModelSpec | None]:

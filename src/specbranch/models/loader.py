@@ -47,6 +47,7 @@ class ModelSpec:
         quantization: `int8`, or None.
         drafts: it is a draft, which may score only some tokens (`restricted_head`). As a target it
             is what `transformers` makes of it.
+        tokens_of: the target whose tokens a draft is to read and draft, where its own differ.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ModelSpec:
     quantization: str | None = None
     beside: ModelSpec | None = None
     drafts: bool = False
+    tokens_of: str | None = None
 
 
 def resolve(name: str) -> str:
@@ -264,6 +266,15 @@ def one_line(error: Exception) -> str:
         return f"no entry {lines[0]}"
     # "Validation error for field 'x':" names the field, and the next line the fault.
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def same_ids(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> bool:
+    """Whether no token id means one thing to a target and another to its draft.
+
+    Either may have tokens that the other one lacks.
+    """
+    ours = {i: token for token, i in target.get_vocab().items()}
+    return all(ours.get(i, token) == token for token, i in draft.get_vocab().items())
 
 
 def check_vocabularies(

@@ -1,4 +1,4 @@
-"""The interface of a model runner: what the workers use of it."""
+"""The interfaces of model runners: what the workers use of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.sequence_state import LookaheadRow, Output
 
 
-class ModelRunner(Protocol):
+class DraftRunner(Protocol):
     """A causal language model over caches that fork and rewind; see `CausalRunner`.
 
     Attributes:
@@ -35,15 +35,6 @@ class ModelRunner(Protocol):
     def prefill(self, sequence: int, tokens: Sequence[int]) -> None:
         """Append tokens to the prefix without their logits."""
 
-    def run(
-        self,
-        sequence: int,
-        tokens: Sequence[int],
-        layers: int = 0,
-        lookahead_rows: Sequence[LookaheadRow] = (),
-    ) -> Output:
-        """Append tokens to the prefix."""
-
     def run_many(self, batch: Sequence[tuple[int, Sequence[int]]]) -> list[Tensor]:
         """Append tokens to several prefixes; logits ``[n, vocabulary]`` of each."""
 
@@ -59,11 +50,24 @@ class ModelRunner(Protocol):
     def keep(self, sequence: int, branch: int) -> None:
         """Make a branch's path the prefix."""
 
-    def embeddings(self, tokens: Sequence[int]) -> Tensor:
-        """Input embeddings ``[n, hidden_size]``."""
-
     def cache_size(self, sequence: int) -> CacheSize:
         """What a sequence's cache takes."""
 
     def describe(self, name: str) -> ModelInfo:
         """What the model is."""
+
+
+class ModelRunner(DraftRunner, Protocol):
+    """One that can verify, too."""
+
+    def run(
+        self,
+        sequence: int,
+        tokens: Sequence[int],
+        layers: int = 0,
+        lookahead_rows: Sequence[LookaheadRow] = (),
+    ) -> Output:
+        """Append tokens to the prefix."""
+
+    def embeddings(self, tokens: Sequence[int]) -> Tensor:
+        """Input embeddings ``[n, hidden_size]``."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specbranch.models.protocol import ModelRunner
+from specbranch.models.protocol import DraftRunner
 from specbranch.policy.branching import confidence
 from specbranch.sampling.rng import Stream
 from specbranch.workers.draft_tree import BranchState, DraftTree
@@ -37,7 +37,7 @@ class DraftForward:
         meter: told how many tokens each forward has.
     """
 
-    def __init__(self, runner: ModelRunner, meter: Callable[[int], None]) -> None:
+    def __init__(self, runner: DraftRunner, meter: Callable[[int], None]) -> None:
         self._runner = runner
         self._meter = meter
 

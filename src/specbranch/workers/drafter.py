@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from specbranch.models.protocol import ModelRunner
+from specbranch.models.protocol import DraftRunner
 from specbranch.policy.acceptance import AcceptanceModel
 from specbranch.policy.branch_budget import allot, select_growing
 from specbranch.policy.latency import LatencyLine
@@ -33,7 +33,7 @@ class Drafter(TextWorker):
         name: of the model.
     """
 
-    def __init__(self, runner: ModelRunner, name: str = "draft") -> None:
+    def __init__(self, runner: DraftRunner, name: str = "draft") -> None:
         super().__init__(runner, name)
         self._trees: dict[int, DraftTree] = {}
         self._acceptance = AcceptanceModel()

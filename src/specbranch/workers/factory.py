@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 from specbranch.config import PaddingOption
 from specbranch.executors.cpu_affinity import CpuAffinity
 from specbranch.models.info import ModelInfo
-from specbranch.models.loader import ModelSpec, load_model
+from specbranch.models.loader import ModelSpec, load_model, load_tokenizer
 from specbranch.models.padding import Padding
 from specbranch.models.runner import CausalRunner
+from specbranch.models.translated_runner import TranslatedRunner
 from specbranch.models.validation import invariant_from, same_with, validate
+from specbranch.models.vocabulary_map import VocabularyMap
 from specbranch.policy.hrad import HRAD, RecordingSetup
 from specbranch.policy.online_hrad import GAMMA, LAYERS, OnlineHRAD
 from specbranch.workers.drafter import Drafter
@@ -123,7 +125,11 @@ def make_drafter(spec: ModelSpec) -> Drafter:
     runner = CausalRunner(load_model(spec))
     _prepare(runner, spec, verifies=False)
     validate(runner, spec.name)
-    return Drafter(runner, spec.name)
+    if spec.tokens_of is None:
+        return Drafter(runner, spec.name)
+    tokenizers = load_tokenizer(spec.tokens_of), load_tokenizer(spec.name)
+    translation = VocabularyMap.of(*tokenizers, (spec.tokens_of, spec.name))
+    return Drafter(TranslatedRunner(runner, translation.to(runner.device)), spec.name)
 
 
 def wrap_drafter(model: PreTrainedModel) -> Drafter:

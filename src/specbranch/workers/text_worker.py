@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from specbranch.executors.base import Worker
 from specbranch.models.info import CacheSize, ModelInfo
-from specbranch.models.protocol import ModelRunner
+from specbranch.models.protocol import DraftRunner
 from specbranch.workers.messages import OpenText
 
 
@@ -19,7 +19,7 @@ class TextWorker(Worker, ABC):
         name: of the model, as the user gave it.
     """
 
-    def __init__(self, runner: ModelRunner, name: str) -> None:
+    def __init__(self, runner: DraftRunner, name: str) -> None:
         self._runner = runner
         self._name = name
 

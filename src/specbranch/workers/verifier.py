@@ -49,6 +49,8 @@ class Verifier(TextWorker):
         predictor: H-RAD, asked by `judge`; None gives no signals.
     """
 
+    _runner: ModelRunner
+
     def __init__(
         self,
         runner: ModelRunner,
