@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, quants
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from torch import nn
 
 from specbranch import LLM, SamplingParams
@@ -20,15 +20,18 @@ from specbranch.models.cpu.blocks import (
 )
 from specbranch.models.cpu.custom_ops import CompiledLayers, compiler, load_operators
 from specbranch.models.cpu.prepacking import pack
+from specbranch.models.k_quants import regrouped
 from specbranch.models.loader import ModelSpec, load_model
 from specbranch.models.runner import CausalRunner
 from specbranch.models.validation import invariant_from
+from specbranch.training.draft import gguf_file
 from specbranch.training.draft.gguf_file import write_gguf
 from tests.forwards import computing_threads, fresh, product_of_rows
 from tests.gguf_files import gguf_llama, write_metadata
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
 
+K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
 TOLERANCE = 1e-5  # of a product in float32, relative to the sum of the products' sizes
 
 
@@ -39,12 +42,27 @@ def operators():
 
 
 def matrix(kind, rows, inputs, seed=0):
-    """A random one as a file has it, and its weights as the gguf library reads them."""
-    dense = np.random.default_rng(seed).standard_normal((rows, inputs), np.float32)
-    stored = quants.quantize(dense, GGMLQuantizationType[kind])
-    weights = torch.from_numpy(quants.dequantize(stored, GGMLQuantizationType[kind]))
-    blocks = torch.from_numpy(stored).view(rows, -1, KINDS[kind].nbytes)
+    """A random one, and its weights as the gguf library reads them."""
+    read, random = GGMLQuantizationType[kind], np.random.default_rng(seed)
+    if kind in K_QUANTS:
+        stored = random_k_quants(read, rows, inputs, random)
+    else:
+        stored = quants.quantize(random.standard_normal((rows, inputs), np.float32), read)
+    weights = torch.from_numpy(quants.dequantize(stored, read))
+    blocks = regrouped(torch.from_numpy(stored), kind).view(rows, -1, KINDS[kind].nbytes)
     return BlockMatrix(KINDS[kind], blocks), weights
+
+
+def random_k_quants(kind, rows, inputs, random):
+    """As a file has them; the gguf library reads them only."""
+    count, size = inputs // 256, GGML_QUANT_SIZES[kind][1]
+    stored = random.integers(0, 256, (rows, count, size), np.uint8)
+    scales = (random.standard_normal((rows, count, 2)) * 1e-3).astype(np.float16).view(np.uint8)
+    if kind == GGMLQuantizationType.Q6_K:
+        stored[..., -2:] = scales[..., :2]
+    else:
+        stored[..., :4] = scales
+    return stored.reshape(rows, -1)
 
 
 def linear(weights, bias=False):
@@ -54,7 +72,7 @@ def linear(weights, bias=False):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(64, 32), (7, 96), (200, 608)])
+@pytest.mark.parametrize("shape", [(64, 256), (7, 768)])
 def test_no_bit_of_a_weight_is_lost(kind, shape):
     stored, weights = matrix(kind, *shape)
     packed = PackedBlocks(stored, 0)
@@ -75,9 +93,9 @@ def test_no_bit_of_a_weight_is_lost(kind, shape):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rows_are_the_products_whatever_is_run_with_them(kind, bias, threads):
     """The inputs are more than are unpacked at a time, and the rows more than are multiplied."""
-    stored, weights = matrix(kind, 136, 416)
+    stored, weights = matrix(kind, 136, 512)
     plain = linear(weights, bias)
-    x = torch.randn(40, 416, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(40, 512, generator=torch.Generator().manual_seed(1))
     with computing_threads(threads):
         found = product_of_rows(BlockLinear(plain, PackedBlocks(stored, 0)), x)
     exact = plain.double()(x.double())
@@ -181,6 +199,28 @@ def test_a_draft_has_the_rows_that_it_scores_in_blocks(file, tmp_path):
     assert isinstance(model.get_output_embeddings().scored, BlockLinear)
     assert model.get_output_embeddings().scored.packed.rows == len(tokens)
     torch.testing.assert_close(fresh(model, [5, 9]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_k_quants_of_a_file_stay_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECBRANCH_CACHE", str(tmp_path / "cache"))
+    swapped = {"Q8_0": GGMLQuantizationType.Q4_K, "Q5_1": GGMLQuantizationType.Q6_K}
+    tensors, random = gguf_file._tensors, np.random.default_rng(0)
+    monkeypatch.setattr(
+        gguf_file,
+        "_tensors",
+        lambda model: [(name, swapped.get(k.name, k), w) for name, k, w in tensors(model)],
+    )
+    monkeypatch.setattr(
+        quants, "quantize", lambda weight, kind: random_k_quants(kind, *weight.shape, random)
+    )
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    file = written(tmp_path, "k.gguf", gguf_llama(**shape))
+    model = load_model(ModelSpec(str(file), device="cpu"))
+    expected = fresh(model, [5, 9, 2])
+    pack(model)
+    runner = CausalRunner(model)
+    assert runner.describe("m").matrices == (9, 9)
+    torch.testing.assert_close(fresh(model, [5, 9, 2]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_stored_in_other_ways_is_dequantized_and_said(file, monkeypatch):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
 from specbranch.models.cpu.blocks import KINDS, BlockMatrix, leave_blocks
+from specbranch.models.k_quants import regrouped
 
 TENSORS = "tensors.json"  # in the folder where the file's configuration is
 COMPARED_ROWS = 64
@@ -76,8 +77,8 @@ def _matrix(
     for order in _orders(rows, model):
         first = np.ascontiguousarray(stored[order[:COMPARED_ROWS]])
         if torch.equal(torch.from_numpy(quants.dequantize(first, read)), compared):
-            blocks = torch.from_numpy(stored[order]).view(rows, -1, kind.nbytes)
-            return BlockMatrix(kind, blocks)
+            blocks = regrouped(torch.from_numpy(stored[order]), tensor["kind"])
+            return BlockMatrix(kind, blocks.view(rows, -1, kind.nbytes))
     return None
 
 

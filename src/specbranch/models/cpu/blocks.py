@@ -38,19 +38,23 @@ class Kind:
         return sum(size * count for size, count in self.fields)
 
 
-# By their names in GGUF: scale, offset, fifth bits, numbers.
+# By their names in GGUF: scale, offset, fifth bits, numbers. Those of K-quants, whose scales are
+# products of two numbers, have these products in float32 (`regrouped`).
 KINDS = {
     "Q4_0": Kind(0, 32, ((2, 1), (4, 4))),
     "Q4_1": Kind(1, 32, ((2, 1), (2, 1), (4, 4))),
     "Q5_0": Kind(2, 32, ((2, 1), (4, 1), (4, 4))),
     "Q5_1": Kind(3, 32, ((2, 1), (2, 1), (4, 1), (4, 4))),
     "Q8_0": Kind(4, 32, ((2, 1), (1, 32))),
+    "Q4_K": Kind(5, 32, ((4, 1), (4, 1), (4, 4))),
+    "Q5_K": Kind(6, 32, ((4, 1), (4, 1), (4, 1), (4, 4))),
+    "Q6_K": Kind(7, 16, ((4, 1), (1, 16))),
 }
 
 
 @dataclass(frozen=True)
 class BlockMatrix:
-    """A matrix ``[rows, inputs]`` as it is in the file.
+    """A matrix ``[rows, inputs]`` in blocks.
 
     Attributes:
         kind: of `KINDS`.
@@ -73,7 +77,7 @@ class PackedBlocks:
     """A matrix in the layout of blocks.h; an embedding and a head that are tied share it.
 
     Args:
-        matrix: as it is in the file.
+        matrix: with the fields of its kind.
         number: of the matrix in the model.
     """
 
