@@ -162,6 +162,13 @@ def has_blocks(model: nn.Module) -> bool:
     return any(blocks_of(module) is not None for module in model.modules())
 
 
+def only_blocks(model: nn.Module) -> bool:
+    """Whether all linear layers are multiplied from their blocks, and so by the same sums."""
+    return any(isinstance(module, BlockLinear) for module in model.modules()) and not any(
+        isinstance(module, nn.Linear) for module in model.modules()
+    )
+
+
 def pack_blocks(model: nn.Module) -> None:
     """Replace layers and tables by their blocks, where these are their weights to the last bit.
 

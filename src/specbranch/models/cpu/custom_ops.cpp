@@ -1,9 +1,11 @@
-// Products with packed weights, called by compiled forwards without Python between them.
+// Operators that compiled forwards call without Python between them: products with packed weights, and
+// attention.
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "attention.h"
 #include "blocks.h"
 
 namespace {
@@ -116,6 +118,28 @@ at::Tensor block_embedding(const at::Tensor& ids, int64_t layer, int64_t rows, i
   return read_blocks(ids, running->blocks.at(layer), running->kinds.at(layer), rows, width);
 }
 
+// query: [1, heads, n, size]; key, value: [1, cached heads, extent, size]; mask: bool
+// [1, 1, n, extent]. Gives [1, n, heads, size].
+at::Tensor attend(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
+    const at::Tensor& mask, double scale) {
+  const auto last = [](const at::Tensor& x) { return x.stride(3) == 1 ? x : x.contiguous(); };
+  const auto rows = [](const at::Tensor& x) {
+    return specbranch::Rows{x.const_data_ptr<float>(), x.stride(1), x.stride(2)};
+  };
+  const at::Tensor q = last(query), k = last(key), v = last(value), seen = mask.contiguous();
+  const int64_t heads = q.size(1), count = q.size(2), size = q.size(3), extent = k.size(2);
+  TORCH_CHECK(
+      q.size(0) == 1 && mask.size(1) == 1 && mask.size(2) == count && mask.size(3) == extent &&
+          v.size(3) == size && size % specbranch::HEAD_STEP == 0 && heads % k.size(1) == 0,
+      "attention of other shapes");
+  at::Tensor out = at::empty({1, count, heads, size}, q.options());
+  specbranch::attend(
+      rows(q), rows(k), rows(v), seen.const_data_ptr<bool>(), heads, k.size(1), count, extent, size,
+      static_cast<float>(scale), out.mutable_data_ptr<float>());
+  return out;
+}
+
 TORCH_LIBRARY(specbranch, library) {
   library.def(
       "add_model(__torch__.torch.classes.quantized.LinearPackedParamsBase[] halves, "
@@ -127,6 +151,7 @@ TORCH_LIBRARY(specbranch, library) {
   library.def("int8_linear(Tensor x, int layer, int out_features) -> Tensor");
   library.def("block_linear(Tensor x, int layer, int out_features) -> Tensor");
   library.def("block_embedding(Tensor ids, int layer, int rows, int width) -> Tensor");
+  library.def("attend(Tensor query, Tensor key, Tensor value, Tensor mask, float scale) -> Tensor");
   library.def("multiply_blocks(Tensor x, Tensor matrix, int kind, int out_features) -> Tensor");
   library.def("read_blocks(Tensor ids, Tensor matrix, int kind, int rows, int width) -> Tensor");
 }
@@ -136,6 +161,7 @@ TORCH_LIBRARY_IMPL(specbranch, CPU, library) {
   library.impl("int8_linear", &int8_linear);
   library.impl("block_linear", &block_linear);
   library.impl("block_embedding", &block_embedding);
+  library.impl("attend", &attend);
   library.impl("multiply_blocks", &multiply_blocks);
   library.impl("read_blocks", &read_blocks);
 }

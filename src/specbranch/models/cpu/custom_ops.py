@@ -25,7 +25,7 @@ from specbranch.models.cpu.int8 import Int8Linear
 logger = logging.getLogger("specbranch")
 
 SOURCE = Path(__file__).with_name("custom_ops.cpp")
-HEADERS = [Path(__file__).with_name(name) for name in ("blocks.h", "simd.h")]
+HEADERS = [Path(__file__).with_name(name) for name in ("attention.h", "blocks.h", "simd.h")]
 # By what torch finds in the CPU, so that a folder may be shared by several.
 _INSTRUCTIONS = {
     "AVX2": "-mavx2 -mfma -mf16c",
@@ -124,6 +124,7 @@ def load_operators(folder: Path, compiler: str) -> None:
     for name in ("half_linear", "int8_linear", "block_linear"):
         torch.library.register_fake(f"specbranch::{name}", _product)
     torch.library.register_fake("specbranch::block_embedding", _rows)
+    torch.library.register_fake("specbranch::attend", _attended)
 
 
 def _build(library: Path, compiler: str) -> None:
@@ -146,3 +147,7 @@ def _product(x: Tensor, layer: int, out_features: int) -> Tensor:
 
 def _rows(ids: Tensor, layer: int, rows: int, width: int) -> Tensor:
     return ids.new_empty(*ids.shape, width, dtype=torch.float32)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])

@@ -21,7 +21,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from specbranch.cache_folder import cache_folder, prepare_folder
 from specbranch.hardware import has_native_bfloat16
-from specbranch.models.cpu.blocks import has_blocks, pack_blocks
+from specbranch.models.cpu.attention import SEEN_ATTENTION, can_attend
+from specbranch.models.cpu.blocks import has_blocks, only_blocks, pack_blocks
 from specbranch.models.cpu.custom_ops import compiler, load_operators
 from specbranch.models.cpu.half import HalfLinear, scaled
 from specbranch.models.cpu.int8 import Int8Linear
@@ -63,6 +64,8 @@ def pack(model: PreTrainedModel, verifies: bool = True, int8: bool = False) -> N
     """
     if has_blocks(model) and not int8:
         _pack_blocks(model)
+        if only_blocks(model) and can_attend(model):
+            model.set_attn_implementation(SEEN_ATTENTION)
     dtypes = {torch.float32}
     if has_native_bfloat16(torch.device("cpu")):
         dtypes.add(torch.bfloat16)
