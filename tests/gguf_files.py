@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFWriter, LlamaFileType, TokenType
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType, quants
 from tokenizers.pre_tokenizers import ByteLevel
+from torch import nn
 from transformers import PreTrainedModel
 
+from specbranch.models.cpu.blocks import KINDS, BlockMatrix, leave_blocks
 from tests.tiny import tiny_model
 
 CHAT_TEMPLATE = (
@@ -31,6 +34,22 @@ def gguf_llama(**overrides: Any) -> PreTrainedModel:
         "tie_word_embeddings": True,
     }
     return tiny_model("llama", **shape | overrides)
+
+
+def in_blocks(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with weights in blocks of Q8_0, as a loader leaves it."""
+    done: dict[int, BlockMatrix] = {}
+    for module in model.modules():
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            continue
+        if id(module.weight) not in done:
+            kind = GGMLQuantizationType.Q8_0
+            stored = quants.quantize(module.weight.detach().numpy(), kind)
+            module.weight.data = torch.from_numpy(quants.dequantize(stored, kind))
+            blocks = torch.from_numpy(stored).view(len(stored), -1, KINDS["Q8_0"].nbytes)
+            done[id(module.weight)] = BlockMatrix(KINDS["Q8_0"], blocks)
+        leave_blocks(module, done[id(module.weight)])
+    return model
 
 
 def write_metadata(file: Path, model: PreTrainedModel, architecture: str = "llama") -> None:

@@ -17,6 +17,7 @@ from specbranch.models.runner import CausalRunner
 from specbranch.models.sequence_state import LookaheadRow
 from specbranch.models.validation import invariant_from, validate_cache
 from tests.forwards import computing_threads
+from tests.gguf_files import gguf_llama, in_blocks
 from tests.tiny import tiny_model
 
 TOKENS = [(5 * i * i + i) % 60 for i in range(48)]
@@ -26,13 +27,17 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler he
 
 
 def made(kind):
-    """A tiny model; of checkpoints in 16 bits, weights are kept in them."""
+    """A tiny model; of checkpoints in 16 bits and of files in blocks, weights are kept in them."""
     family, _, bits = kind.partition(" in ")
+    if bits == "blocks":
+        return in_blocks(gguf_llama())
     model = tiny_model(family)
     return model.to(torch.bfloat16).to(torch.float32) if bits == "16 bits" else model
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "llama in 16 bits", *INT8])
+@pytest.fixture(
+    scope="module", params=["llama", "gpt2", "llama in 16 bits", "llama in blocks", *INT8]
+)
 def runners(request, tmp_path_factory):
     """One model twice: compiled, and packed only; and the folder of the library."""
     folder = tmp_path_factory.mktemp("cache")

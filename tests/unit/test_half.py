@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from specbranch.models.cpu.compiled import compiler
-from specbranch.models.cpu.custom_ops import SOURCE, CompiledLayers, operators_library
+from specbranch.models.cpu.custom_ops import SOURCE, CompiledLayers, compiler, operators_library
 from specbranch.models.cpu.half import HalfLinear, scaled
 from specbranch.models.cpu.prepacking import PackedLinear, pack
 from tests.forwards import computing_threads, product_of_rows
@@ -111,7 +110,7 @@ def test_operators_that_are_broken_are_built_anew(there, tmp_path):
         "import logging, pathlib, sys, torch\n"
         "from specbranch.models.cpu import custom_ops\n"
         "logging.basicConfig(format='%(message)s')\n"
-        "custom_ops._load_operators(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
+        "custom_ops.load_operators(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
         "print(torch.ops.specbranch.half_linear)"
     )
     done = subprocess.run(

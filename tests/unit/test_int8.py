@@ -10,8 +10,7 @@ from specbranch import LLM, SamplingParams
 from specbranch.errors import InputError
 from specbranch.models import loader
 from specbranch.models.cpu import int8
-from specbranch.models.cpu.compiled import compiler
-from specbranch.models.cpu.custom_ops import CompiledLayers
+from specbranch.models.cpu.custom_ops import CompiledLayers, compiler
 from specbranch.models.cpu.int8 import LARGEST, ZERO, Int8Linear, obstacle, quantized
 from specbranch.models.cpu.prepacking import pack
 from specbranch.models.loader import ModelSpec, load_model

@@ -19,7 +19,7 @@ from specbranch.models.cpu.compiled import (
     obstacle,
 )
 from specbranch.models.cpu.prepacking import pack
-from specbranch.models.info import ModelInfo, describe
+from specbranch.models.info import ModelInfo, describe, device_of
 from specbranch.models.kv_cache import StaticKVCache
 from specbranch.models.sequence_state import Output
 
@@ -88,7 +88,7 @@ class ModelForward:
     def embeddings(self, tokens: Sequence[int]) -> Tensor:
         """Input embeddings of n tokens, ``[n, hidden_size]``, in the model's dtype."""
         table = self.model.get_input_embeddings()
-        found: Tensor = table(torch.tensor(tokens, device=table.weight.device))
+        found: Tensor = table(torch.tensor(tokens, device=device_of(self.model, table)))
         return found.to(self.device)
 
     @torch.inference_mode()

@@ -23,10 +23,12 @@ from transformers.utils import cached_file
 
 from specbranch.cache_folder import cache_folder, prepare_folder
 from specbranch.errors import InputError
+from specbranch.models.gguf_blocks import save_tensors
 from specbranch.models.restricted_head import ENTRY
 
 SUFFIX = ".gguf"
 DRAFTED = "specbranch.draft_token_ids"  # tokens that a draft can draft, where they are not all
+FORMAT = 2  # of the folders
 FILE_TYPE = "gguf_file_type"  # of the configuration: how the file stores its weights
 _ON_HUB = re.compile(r"([\w.-]+/[\w.-]+)/(.+\.gguf)")
 
@@ -59,7 +61,7 @@ def unpacked(file: Path) -> Path:
         ValueError: `transformers` does not read its architecture.
     """
     stat = file.stat()
-    key = sha256(f"{file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    key = sha256(f"{FORMAT} {file} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     folder = cache_folder() / "gguf" / f"{file.stem}-{key}"
     if folder.is_dir():
         return folder
@@ -78,6 +80,7 @@ def unpacked(file: Path) -> Path:
         if drafted := reader.get_field(DRAFTED):
             setattr(config, ENTRY, [int(token) for token in drafted.contents()])
         config.save_pretrained(scratch)
+        save_tensors(reader, scratch)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(scratch)
         try:
             scratch.rename(folder)

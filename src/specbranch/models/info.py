@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from specbranch.models.cpu.blocks import BlockEmbedding, BlockLinear
+from specbranch.models.cpu.half import HalfLinear
+from specbranch.models.cpu.int8 import Int8Linear
+from specbranch.models.cpu.prepacking import PackedLinear
 from specbranch.models.gguf import FILE_TYPE
 from specbranch.models.restricted_head import RestrictedHead
 
@@ -31,6 +36,8 @@ class ModelInfo:
         compiled: whether its short forwards are.
         quantization: of its linear layers, or None.
         stored: how a GGUF file stores its weights, such as ``Q4_1``; None for other checkpoints.
+        matrices: how many weight matrices the model has, and how many of them are computed with as
+            the file stores them, in blocks.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
     """
 
@@ -50,12 +57,22 @@ class ModelInfo:
     compiled: bool = False
     quantization: str | None = None
     stored: str | None = None
+    matrices: tuple[int, int] = (0, 0)
     drafted: int | None = None
 
     @property
     def how(self) -> str:
         """In what numbers, where and in what way it runs, for people."""
-        numbers = f"{self.stored} weights in {self._numbers}" if self.stored else self._numbers
+        numbers, (all_of_them, in_blocks) = self._numbers, self.matrices
+        if self.stored and in_blocks == all_of_them > 0:
+            numbers = f"{self.stored} blocks, computed in {numbers},"
+        elif self.stored and in_blocks:
+            numbers = (
+                f"{self.stored} weights, {in_blocks} of {all_of_them} matrices in their blocks, "
+                f"computed in {numbers},"
+            )
+        elif self.stored:
+            numbers = f"{self.stored} weights in {numbers}"
         return f"{numbers} on {self.device}, {'compiled' if self.compiled else 'eager'}"
 
     @property
@@ -102,14 +119,27 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
         fingerprint=_fingerprint(model, config.vocab_size),
         stored=getattr(config, FILE_TYPE, None),
+        matrices=_matrices(model),
         drafted=head.out_features if isinstance(head, RestrictedHead) else None,
     )
+
+
+def device_of(model: PreTrainedModel, table: nn.Module) -> torch.device:
+    """Where an embedding table takes its tokens; a sharded model is on several devices."""
+    weight = getattr(table, "weight", None)
+    return weight.device if isinstance(weight, torch.Tensor) else model.device
+
+
+def _matrices(model: PreTrainedModel) -> tuple[int, int]:
+    blocks = sum(isinstance(module, BlockLinear | BlockEmbedding) for module in model.modules())
+    others = (nn.Linear, nn.Embedding, HalfLinear, Int8Linear, PackedLinear)
+    return blocks + sum(isinstance(module, others) for module in model.modules()), blocks
 
 
 @torch.inference_mode()
 def _fingerprint(model: PreTrainedModel, vocabulary: int) -> str:
     """A hash of some embeddings, in bfloat16, so that it does not depend on the dtype here."""
     table = model.get_input_embeddings()
-    tokens = torch.arange(min(64, vocabulary), device=table.weight.device)
+    tokens = torch.arange(min(64, vocabulary), device=device_of(model, table))
     sample = table(tokens).to(torch.bfloat16)
     return sha256(sample.view(torch.int16).cpu().numpy().tobytes()).hexdigest()[:16]

@@ -23,6 +23,7 @@ from specbranch.hardware import gains_by_bfloat16
 from specbranch.models.architecture import check_cache
 from specbranch.models.cpu.int8 import obstacle as int8_obstacle
 from specbranch.models.gguf import FILE_TYPE, gguf_file, is_gguf, late_bar, unpacked
+from specbranch.models.gguf_blocks import attach_blocks
 from specbranch.models.memory import free_memory, room_beside, weights_size
 from specbranch.models.padding import PaddingOption
 from specbranch.models.quiet import quiet
@@ -60,6 +61,11 @@ class ModelSpec:
     beside: ModelSpec | None = None
     drafts: bool = False
     tokens_of: str | None = None
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether the weights of a GGUF file may stay as they are: no numbers are asked for."""
+        return self.dtype == "auto" and self.quantization is None and not self.sharded
 
 
 def resolve(name: str) -> str:
@@ -195,6 +201,8 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
             for entry in (FILE_TYPE, ENTRY):
                 if hasattr(config, entry):
                     setattr(model.config, entry, getattr(config, entry))
+            if spec.in_blocks and placed.type == "cpu" and model.dtype == torch.float32:
+                attach_blocks(model, packed, Path(where))
         if spec.drafts:
             restrict_head(model, spec.name)
         return (model if spec.sharded else model.to(placed)).eval()

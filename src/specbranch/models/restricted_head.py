@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from specbranch.errors import InputError
+from specbranch.models.cpu.blocks import blocks_of, leave_blocks
 
 ENTRY = "draft_token_ids"  # of a draft's configuration, which goes wherever the draft does
 # Of tokens without a score: a probability of 0 in every dtype, and finite, so that p log p is 0.
@@ -32,6 +33,8 @@ class RestrictedHead(nn.Module):
         weight = head.weight.detach()[tokens.to(head.weight.device)].clone()
         self.scored = nn.Linear(hidden, len(tokens), bias=False, device="meta")
         self.scored.weight = nn.Parameter(weight, requires_grad=False)
+        if (blocks := blocks_of(head)) is not None:
+            leave_blocks(self.scored, blocks.rows(tokens))
         self.register_buffer("tokens", tokens.to(weight.device), persistent=False)
 
     @property

@@ -19,12 +19,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from specbranch.models.cpu.attention import SEEN_ATTENTION
 from specbranch.models.cpu.prepacking import ATTENTION as LEAST_ROWS_ATTENTION
 from specbranch.models.kv_cache import StaticKVCache
 
 ATTENTION = "sdpa_segments"
 # Attention that this one computes the same as.
-REPLACED = ("sdpa", LEAST_ROWS_ATTENTION)
+REPLACED = ("sdpa", LEAST_ROWS_ATTENTION, SEEN_ATTENTION)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import os
 import platform
-import shutil
 import time
 import warnings
 from pathlib import Path
@@ -26,14 +24,15 @@ from torch.export import Dim
 from transformers import PreTrainedModel
 
 from specbranch.cache_folder import cache_folder, prepare_folder
-from specbranch.models.cpu.custom_ops import CompiledLayers
+from specbranch.models.cpu.blocks import has_blocks
+from specbranch.models.cpu.custom_ops import CompiledLayers, compiler
 from specbranch.models.cpu.prepacking import ATTENTION, LEAST_ROWS
 from specbranch.models.kv_cache import StaticKVCache
 from specbranch.models.loader import one_line
 
 logger = logging.getLogger("specbranch")
 
-FORMAT = 2
+FORMAT = 3
 MOST_ROWS = 64  # longer forwards have work enough for their kernels
 MOST_PARAMETERS = 500_000_000  # of larger models, reading the weights takes all the time anyway
 OPTIONS = {"cpp.dynamic_threads": True, "freezing": True}
@@ -52,12 +51,6 @@ def obstacle(model: PreTrainedModel) -> str | None:
     return None
 
 
-def compiler() -> str | None:
-    """The command of a C++ compiler; None if there is none."""
-    names = (os.environ.get("CXX", ""), "g++", "clang++")
-    return next((name for name in names if name and shutil.which(name)), None)
-
-
 def library_name(model: PreTrainedModel, int8: bool = False) -> str:
     """The file name for these weights, versions and kind of CPU.
 
@@ -72,6 +65,7 @@ def library_name(model: PreTrainedModel, int8: bool = False) -> str:
         torch.backends.cpu.get_cpu_capability(),
         model.dtype,
         int8,
+        has_blocks(model),
         model.config.to_json_string(),
     )
     digest.update(repr(about).encode())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import shutil
 import subprocess
 import weakref
 from pathlib import Path
@@ -16,12 +18,27 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from specbranch.models.cpu.blocks import BlockEmbedding, BlockLinear
 from specbranch.models.cpu.half import HalfLinear, lacking_rows
 from specbranch.models.cpu.int8 import Int8Linear
 
 logger = logging.getLogger("specbranch")
 
 SOURCE = Path(__file__).with_name("custom_ops.cpp")
+HEADERS = [Path(__file__).with_name(name) for name in ("attention.h", "blocks.h", "simd.h")]
+# By what torch finds in the CPU, so that a folder may be shared by several.
+_INSTRUCTIONS = {
+    "AVX2": "-mavx2 -mfma -mf16c",
+    "AVX512": "-mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl",
+}
+# A product is rounded where the source says so, whatever the function.
+_OPTIONS = "-shared -fPIC -std=c++20 -O3 -ffp-contract=off -fopenmp"
+
+
+def compiler() -> str | None:
+    """The command of a C++ compiler; None if there is none."""
+    names = (os.environ.get("CXX", ""), "g++", "clang++")
+    return next((name for name in names if name and shutil.which(name)), None)
 
 
 class CompiledLayers:
@@ -42,13 +59,21 @@ class CompiledLayers:
         integers = [module for module in modules if isinstance(module, Int8Linear)]
         halves.sort(key=lambda module: module.layer)
         integers.sort(key=lambda module: module.layer)
+        blocks = {
+            module.packed.number: module.packed
+            for module in modules
+            if isinstance(module, BlockLinear | BlockEmbedding)
+        }
+        matrices = [blocks[number] for number in sorted(blocks)]
         self._has_halves = bool(halves)
         self._model: int | None = None
-        if halves or integers:
-            _load_operators(folder, compiler)
+        if halves or integers or matrices:
+            load_operators(folder, compiler)
             self._model = torch.ops.specbranch.add_model(
                 [layer.packed[0] for layer in halves],
                 [tensor for layer in integers for tensor in layer.packed],
+                [matrix.bytes for matrix in matrices],
+                [matrix.kind for matrix in matrices],
             )
             end = weakref.finalize(self, torch.ops.specbranch.remove_model, self._model)
             end.atexit = False
@@ -65,11 +90,27 @@ class CompiledLayers:
 
 def operators_library(folder: Path) -> Path:
     """The operators' library for this version of torch."""
-    digest = hashlib.sha256(f"{torch.__version__} {SOURCE.read_text()}".encode()).hexdigest()
+    texts = [file.read_text() for file in (SOURCE, *HEADERS)]
+    about = [torch.__version__, _OPTIONS, _instructions(), *texts]
+    digest = hashlib.sha256(" ".join(about).encode()).hexdigest()
     return folder / f"{SOURCE.stem}-{digest[:16]}.so"
 
 
-def _load_operators(folder: Path, compiler: str) -> None:
+def _instructions() -> str:
+    return _INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability(), "")
+
+
+def load_operators(folder: Path, compiler: str) -> None:
+    """Load the operators, once in a process; build them if need be.
+
+    Args:
+        folder: where their library is kept.
+        compiler: a C++ compiler's command.
+
+    Raises:
+        RuntimeError: they cannot be built.
+        OSError: the folder cannot be written to.
+    """
     if hasattr(torch.ops.specbranch, "half_linear"):
         return
     library = operators_library(folder)
@@ -80,14 +121,16 @@ def _load_operators(folder: Path, compiler: str) -> None:
             logger.warning("%s is broken and is built anew: %s", library, error)
         _build(library, compiler)
         torch.ops.load_library(str(library))
-    for name in ("half_linear", "int8_linear"):
+    for name in ("half_linear", "int8_linear", "block_linear"):
         torch.library.register_fake(f"specbranch::{name}", _product)
+    torch.library.register_fake("specbranch::block_embedding", _rows)
+    torch.library.register_fake("specbranch::attend", _attended)
 
 
 def _build(library: Path, compiler: str) -> None:
     """Write the operators' library, whole or not at all."""
     torch_folder = Path(torch.__file__).parent
-    options = f"-shared -fPIC -std=c++20 -O1 -I{torch_folder / 'include'}"
+    options = f"{_OPTIONS} {_instructions()} -I{torch_folder / 'include'}"
     links = f"-L{torch_folder / 'lib'} -ltorch_cpu -lc10"
     with TemporaryDirectory(dir=library.parent) as made:
         command = [compiler, *options.split(), str(SOURCE), "-o", f"{made}/made.so"]
@@ -100,3 +143,11 @@ def _build(library: Path, compiler: str) -> None:
 
 def _product(x: Tensor, layer: int, out_features: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], out_features, dtype=torch.float32)
+
+
+def _rows(ids: Tensor, layer: int, rows: int, width: int) -> Tensor:
+    return ids.new_empty(*ids.shape, width, dtype=torch.float32)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], query.shape[3])

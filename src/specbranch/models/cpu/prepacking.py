@@ -1,13 +1,15 @@
 """Weight prepacking: weights are laid out once for faster kernels.
 
-The kernels are FBGEMM's where float16 holds the weights exactly, or else oneDNN's, or int8 on
-request. All are batch-invariant on the CPUs on which they were tried. MKL's, the default of
-`torch`, lay a weight out again at every forward, and are not batch-invariant below 4 rows.
+The kernels are our own for the blocks of a GGUF file, FBGEMM's where float16 holds the weights
+exactly, or else oneDNN's, or int8 on request. All are batch-invariant on the CPUs on which they
+were tried. MKL's, the default of `torch`, lay a weight out again at every forward, and are not
+batch-invariant below 4 rows.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import platform
 from typing import Any
 
@@ -17,9 +19,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from specbranch.cache_folder import cache_folder, prepare_folder
 from specbranch.hardware import has_native_bfloat16
+from specbranch.models.cpu.attention import SEEN_ATTENTION, can_attend
+from specbranch.models.cpu.blocks import has_blocks, only_blocks, pack_blocks
+from specbranch.models.cpu.custom_ops import compiler, load_operators
 from specbranch.models.cpu.half import HalfLinear, scaled
 from specbranch.models.cpu.int8 import Int8Linear
+
+logger = logging.getLogger("specbranch")
 
 LEAST_ROWS = 4  # below, `scaled_dot_product_attention` takes other kernels
 ATTENTION = "sdpa_least_rows"
@@ -43,9 +51,10 @@ class PackedLinear(nn.Module):
 
 
 def pack(model: PreTrainedModel, verifies: bool = True, int8: bool = False) -> None:
-    """Replace the model's linear layers by prepacked ones.
+    """Replace the model's linear layers by prepacked ones, and what is in blocks by its blocks.
 
-    It has no effect where there are no kernels: on GPUs, on CPUs other than x86, and in float16.
+    It has no effect where there are no kernels: on GPUs, and, but for blocks, on CPUs other than
+    x86, and in float16.
 
     Args:
         model: changed in place.
@@ -53,6 +62,10 @@ def pack(model: PreTrainedModel, verifies: bool = True, int8: bool = False) -> N
             attention then runs at least 4 rows.
         int8: quantize the layers; `int8.obstacle` must be None.
     """
+    if has_blocks(model) and not int8:
+        _pack_blocks(model)
+        if only_blocks(model) and can_attend(model):
+            model.set_attn_implementation(SEEN_ATTENTION)
     dtypes = {torch.float32}
     if has_native_bfloat16(torch.device("cpu")):
         dtypes.add(torch.bfloat16)
@@ -67,6 +80,19 @@ def pack(model: PreTrainedModel, verifies: bool = True, int8: bool = False) -> N
     pack_layers(model, int8)
     if verifies and model.config.get_text_config()._attn_implementation == "sdpa":
         model.set_attn_implementation(ATTENTION)
+
+
+def _pack_blocks(model: PreTrainedModel) -> None:
+    if (found := compiler()) is None:
+        logger.info("weights are dequantized: there is no C++ compiler: install g++ or clang++")
+        return
+    try:
+        prepare_folder(cache_folder())
+        load_operators(cache_folder(), found)
+    except (RuntimeError, OSError) as error:  # the dequantized weights are there
+        logger.warning("weights are dequantized, and slower: %s", error)
+        return
+    pack_blocks(model)
 
 
 def pack_layers(module: nn.Module, int8: bool = False) -> None:
