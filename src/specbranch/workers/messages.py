@@ -32,6 +32,9 @@ class OpenText:
         branch_tokens: most tokens that the branches of one round hold together.
         padding: of the target's forwards.
         judged: whether H-RAD will be asked about the text, so that the verifier keeps features.
+        certain: whether the verifier takes a draft token as the only one that could have been
+            drafted, as vLLM does. The draft then says its likeliest token, also where the text is
+            sampled, and its confidence is that token's probability after the warping.
     """
 
     id: int
@@ -43,6 +46,7 @@ class OpenText:
     branch_tokens: int = 0
     padding: Padding = NATURAL
     judged: bool = False
+    certain: bool = False
 
 
 @dataclass(frozen=True)
