@@ -250,19 +250,22 @@ class Drafter(TextWorker):
 
     def _commit(self, tree: DraftTree, update: CommitUpdate) -> None:
         """Apply an update to the tree, the runner's cache and the acceptance model."""
+        chain = tree.chain
         if update.survivor is not None:
             self._learn(tree, tree.branches[update.survivor].accepted)
         elif update.tokens:
-            self._learn(tree, update.length - tree.chain.start)
+            self._learn(tree, update.length - chain.start)
+        elif update.committed is not None:  # the rest of the chain is still to be tested
+            self._learn(tree, update.committed - chain.start, rejected=False)
         survivor = tree.apply(update)
         if survivor is not None:
             self._runner.keep(tree.id, survivor.id)
         self._runner.rewind(tree.id, min(update.length, self._runner.length(tree.id)))
 
-    def _learn(self, tree: DraftTree, accepted: int) -> None:
+    def _learn(self, tree: DraftTree, accepted: int, rejected: bool = True) -> None:
         """Learn how far a chain was accepted: what follows a rejected token was not tested."""
         if tree.chain.retrieved:
             return
         calibration = self._acceptance.of(tree.params.coupled)
-        for i, value in enumerate(tree.chain.confidences[: accepted + 1]):
+        for i, value in enumerate(tree.chain.confidences[: accepted + rejected]):
             calibration.observe(value, i < accepted)

@@ -60,11 +60,14 @@ class CommitUpdate:
             the committed prefix with the chain.
         tokens: committed tokens that follow them.
         survivor: index of the branch of the last branch stage that survived; None if none did.
+        committed: how many tokens of the valid path are committed, where some of its chain are, or
+            of the survivor's continuation. None if the chain is all untested.
     """
 
     length: int
     tokens: list[int] = field(default_factory=list)
     survivor: int | None = None
+    committed: int | None = None
 
     def then(self, tokens: Sequence[int]) -> CommitUpdate:
         """The same update with more committed tokens."""

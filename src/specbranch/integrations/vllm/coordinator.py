@@ -49,7 +49,7 @@ class Coordinator:
         self._clock = clock
         self._length = ChainLength()
         self._waiting = WaitPolicy(gamma, wait)
-        self._sessions = Sessions(self._keep)
+        self._sessions = Sessions(self._keep, patience=gamma)
         self._delay = FIRST_DELAY
         self._restart_at = 0.0
         self._served_since = clock()
@@ -141,8 +141,11 @@ class Coordinator:
         self._sessions.close([key for key in self._sessions.keys if key not in alive])
         known = [row for row in rows if self._follow(row, request)]
         places = {row.key: place for place, row in enumerate(rows)}
+        committed = self._sessions.committed_since(known)
         entries = self._sessions.advance(known)
-        self._observe(rows, entries, begun)
+        self.metrics["held"] += sum(row.sampled for row in known) - len(entries)
+        self.metrics["committed_tokens"] += committed
+        self._observe(rows, entries, committed, begun)
         missed = [e for e in entries if not e.session.chain and e.session.room > 1]
         unprepared = [e for e in missed if e.session.served and e.outcome.kind is not Kind.HIT]
         tokens = self._waiting.tokens(len(unprepared), len(rows), self._length.rate)
@@ -183,18 +186,16 @@ class Coordinator:
             self.link.send(message)
         self.metrics["opened"] += 1
 
-    def _observe(self, rows: Sequence[Row], entries: Sequence[Entry], now: float) -> None:
+    def _observe(
+        self, rows: Sequence[Row], entries: Sequence[Entry], committed: int, now: float
+    ) -> None:
         """Count what became of the last step, and learn from it."""
-        committed = 0
         for entry in entries:
             outcome = entry.outcome
             self.metrics[outcome.kind.value] += 1
             if outcome.kind is Kind.FRESH:
                 continue
-            count = entry.session.length - entry.start
-            committed += count
-            self.metrics["committed_tokens"] += count
-            self.metrics["accepted_tokens"] += min(outcome.accepted, count)
+            self.metrics["accepted_tokens"] += outcome.accepted
             if outcome.kind is Kind.HIT and not entry.session.chain:
                 self.metrics["empty"] += 1
             if (proposed := self._waited.pop(entry.session.id, None)) is not None:

@@ -95,7 +95,8 @@ class DrafterLoop:
             id = advance.id
             if id not in self._unread:
                 continue  # it was closed, because memory ran out
-            update = CommitUpdate(advance.length, [*advance.tokens], advance.survivor)
+            committed = None if advance.tokens else advance.committed
+            update = CommitUpdate(advance.length, [*advance.tokens], advance.survivor, committed)
             self._drafter.commit([(id, update)])
             if self._unread[id]:
                 self._unread[id] = self._drafter.read_on(id, 0)

@@ -26,9 +26,9 @@ HELP = {
     "fresh": "Requests' first steps, for which nothing was prepared",
     "hit": "Outcomes for which there was a branch",
     "miss": "Outcomes for which there was none",
-    "late": "Outcomes before any branch had arrived",
+    "held": "Verifications that ended before any branch had arrived",
+    "late": "Times that the drafter was so late that it began anew",
     "cut": "Commits that end inside a chain",
-    "beyond": "Commits of more than one verification",
     "empty": "Hits whose branch had no token to verify yet",
     "waits": "Steps that waited for a draft",
     "wait_seconds": "Seconds that were waited",
@@ -52,16 +52,19 @@ class Metrics(dict[str, float]):
         self._written = 0.0
 
     @property
+    def verifications(self) -> float:
+        """Of rows for which something could have been prepared."""
+        return sum(self[name] for name in ("hit", "miss", "late", "cut", "held"))
+
+    @property
     def hit_rate(self) -> float:
-        """Share of the outcomes that had a branch."""
-        outcomes = sum(self[name] for name in ("hit", "miss", "late", "cut", "beyond"))
-        return self["hit"] / outcomes if outcomes else 0.0
+        """Share of the verifications whose outcome had a branch."""
+        return self["hit"] / self.verifications if self.verifications else 0.0
 
     @property
     def mean_acceptance_length(self) -> float:
         """M: tokens committed by a verification."""
-        outcomes = sum(self[name] for name in ("hit", "miss", "late", "cut", "beyond"))
-        return self["committed_tokens"] / outcomes if outcomes else 0.0
+        return self["committed_tokens"] / self.verifications if self.verifications else 0.0
 
     def write(self, now: bool = False) -> None:
         """Put the counters where the server's process finds them, now and then.

@@ -10,10 +10,10 @@ from enum import Enum
 class Kind(Enum):
     """How an outcome met what was prepared.
 
-    `FRESH`: nothing was prepared yet, because the text just began. `HIT`: there was a branch.
-    `MISS`: there was none among the branches. `LATE`: no branch had arrived. `CUT`: the commit ends
-    inside the chain, because the scheduler or a grammar cut what was verified. `BEYOND`: more was
-    committed than one verification gives.
+    `FRESH`: nothing was prepared yet, because the text just began. `HIT`: there was a branch, whose
+    continuation may be committed in part, too, if it arrived late. `MISS`: there was none among the
+    branches. `LATE`: no branch had arrived. `CUT`: the commit ends inside the chain, because the
+    scheduler or a grammar cut what was verified, and the rest of the chain is what comes next.
     """
 
     FRESH = "fresh"
@@ -21,7 +21,6 @@ class Kind(Enum):
     MISS = "miss"
     LATE = "late"
     CUT = "cut"
-    BEYOND = "beyond"
 
 
 @dataclass
@@ -46,15 +45,15 @@ class Outcome:
     Attributes:
         kind: of the outcome.
         accepted: how many tokens of the chain were committed.
-        kept: how many tokens of the path after the formerly committed ones stay valid.
-        tokens: committed tokens that follow them.
+        kept: how many tokens of the path after the formerly committed ones are committed now.
+        tokens: committed tokens that follow them. The path goes on if there are none.
         survivor: index of the branch whose path it is, or None.
     """
 
     kind: Kind
     accepted: int
     kept: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
     survivor: int | None = None
 
 
@@ -66,23 +65,22 @@ def match(
     Args:
         chain: what the drafter's path has after the formerly committed tokens. Fewer of them may
             have been verified.
-        committed: since then, at least one token.
+        committed: since then, at least one token, in one step or in several.
         branches: as far as they have arrived.
         fresh: whether the text just began.
     """
-    accepted = 0
-    for ours, theirs in zip(chain, committed, strict=False):
-        if ours != theirs:
-            break
-        accepted += 1
+    accepted = common(chain, committed)
     if accepted == len(committed):
-        # The drafter starts a chain after committed tokens: the last one is told as such.
-        return Outcome(Kind.CUT, accepted, accepted - 1, (committed[-1],))
+        return Outcome(Kind.CUT, accepted, accepted)
     rest = tuple(committed[accepted:])
-    if len(rest) > 1:
-        return Outcome(Kind.BEYOND, accepted, accepted, rest)
     for index, branch in enumerate(branches):
-        if branch.accepted == accepted and branch.tokens and branch.tokens[0] == rest[0]:
-            return Outcome(Kind.HIT, accepted, accepted + 1, (), index)
+        if branch.accepted == accepted and common(branch.tokens, rest) == len(rest):
+            return Outcome(Kind.HIT, accepted, len(committed), (), index)
     kind = Kind.FRESH if fresh else Kind.MISS if branches else Kind.LATE
     return Outcome(kind, accepted, accepted, rest)
+
+
+def common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many tokens are the same before the first that differ."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))

@@ -52,7 +52,8 @@ class Session:
 
     Attributes:
         id: the drafter's name for it.
-        text: int32; the first `length` tokens are committed.
+        text: int32; the first `length` tokens are committed, as the drafter was told.
+        seen: tokens that were committed as of the last step.
         limit: most tokens of the text.
         chain: what the drafter's path has after them.
         number: of the step in which it advanced last; 0 before.
@@ -64,6 +65,7 @@ class Session:
     id: int
     text: Tokens
     length: int
+    seen: int
     limit: int
     chain: list[int] = field(default_factory=list)
     number: int = 0
@@ -100,10 +102,12 @@ class Sessions:
     Args:
         keep: how many tokens of a continuation to verify, given their estimated acceptance and the
             most that may be.
+        patience: tokens that are committed before the drafter is told that it is late.
     """
 
-    def __init__(self, keep: Callable[[Sequence[float], int], int]) -> None:
+    def __init__(self, keep: Callable[[Sequence[float], int], int], patience: int) -> None:
         self._keep = keep
+        self._patience = patience
         self._sessions: dict[str, Session] = {}
         self._by_id: dict[int, Session] = {}
         self._closed: list[int] = []
@@ -132,7 +136,7 @@ class Sessions:
         limit = max(request.limit, len(tokens))
         text = np.zeros(limit, np.int32)
         text[: len(tokens)] = tokens
-        session = Session(self._next_id, text, len(tokens), limit)
+        session = Session(self._next_id, text, len(tokens), len(tokens), limit)
         self._next_id += 1
         self._sessions[key] = self._by_id[session.id] = session
         starts = range(0, len(tokens), PART)
@@ -191,39 +195,54 @@ class Sessions:
         known = session.text[: session.length]
         return not np.array_equal(row.tokens[: session.length], known)
 
+    def committed_since(self, rows: Sequence[Row]) -> int:
+        """Tokens that rows have more than in the last step; a request's first ones do not count."""
+        seen = ((self._sessions[row.key], len(row.tokens)) for row in rows if row.sampled)
+        return sum(count - session.seen for session, count in seen if session.number)
+
     def advance(self, rows: Sequence[Row]) -> list[Entry]:
         """Match each row's newly committed tokens with what was prepared, none of them `stale`.
 
-        Rows that commit nothing, and sessions that rest or are full, are left out.
+        Rows that commit nothing, and sessions that rest or are full, are left out. So are sessions
+        whose branches have not arrived yet: to tell the drafter of every step would have it begin
+        anew each time and never finish. What it prepares is matched with the commits of several
+        steps then.
         """
         entries = []
         for place, row in enumerate(rows):
             session, count = self._sessions[row.key], len(row.tokens)
             if not row.sampled or session.resting or count > session.limit:
                 continue
-            start = session.length
+            start, session.seen = session.length, count
             committed = row.tokens[start:].tolist()
-            session.text[start:count] = row.tokens[start:]
             fresh = session.number == 0
             if committed:
                 outcome = match(session.chain, committed, session.branches, fresh)
             elif fresh:
-                outcome = Outcome(Kind.FRESH, 0, 0, ())
+                outcome = Outcome(Kind.FRESH, 0, 0)
             else:
                 continue
+            if outcome.kind is Kind.LATE and len(outcome.tokens) <= self._patience:
+                continue
+            session.text[start:count] = row.tokens[start:]
             session.length = count
-            session.chain = self._survivors_chain(session, outcome)
+            session.chain = self._next_chain(session, outcome)
             session.branches = []
             entries.append(Entry(place, session, outcome, start))
         return entries
 
-    def _survivors_chain(self, session: Session, outcome: Outcome) -> list[int]:
+    def _next_chain(self, session: Session, outcome: Outcome) -> list[int]:
+        """What is to be verified next: the end of the survivor, or of the chain."""
+        # The last token that may be written is the target's own.
+        most = session.room - 1
+        if outcome.kind is Kind.CUT:
+            return session.chain[outcome.kept :][: max(0, most)]
         if outcome.survivor is None:
             return []
         branch = session.branches[outcome.survivor]
-        # The last token that may be written is the target's own.
-        kept = self._keep(branch.acceptance, session.room - 1)
-        return branch.tokens[1 : 1 + kept]
+        done = outcome.kept - outcome.accepted  # tokens of the branch
+        kept = self._keep(branch.acceptance[done - 1 :], most)
+        return branch.tokens[done : done + kept]
 
     def step(self, entries: Sequence[Entry], wanted: dict[int, int]) -> Step:
         """The message that tells the drafter of a step.
