@@ -65,10 +65,11 @@ class LoopLink:
         self.outbox: deque[bytes] = deque()
         self.dead = self.closed = False
         self.during_waits = 4  # pieces of work
+        self.lags = False  # a message is read only after a piece of work that was begun before
         self._clock = clock
         self.runner = TableRunner(random_table(table_seed, VOCABULARY), VOCABULARY)
         self.drafter = Drafter(self.runner)
-        self.loop = DrafterLoop(self.drafter, start(), positions, self._post)
+        self.loop = DrafterLoop(self.drafter, start(), positions, self._post, clock)
         self._post(Ready("a table"))
 
     def _post(self, news: News) -> None:
@@ -92,6 +93,8 @@ class LoopLink:
         return news
 
     def work(self, pieces: int) -> None:
+        if self.lags and pieces and self.loop.busy:
+            self.loop.work()
         for _ in range(pieces):
             while self.inbox:
                 self.loop.take(pickle.loads(self.inbox.popleft()))

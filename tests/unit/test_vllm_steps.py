@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from specbranch.integrations.vllm import drafter_loop
 from specbranch.integrations.vllm.coordinator import Coordinator
@@ -44,6 +44,16 @@ def make_proposer(runner: FakeRunner | None, connect: Callable[[], LoopLink]) ->
         proposer._runner = RunnerView(runner, CONTEXT)
         proposer._runner.on_schedule(proposer._scheduled)
     return proposer
+
+
+def check(chains: dict[str, list[int]], texts: dict[str, list[int]], draft: Next) -> None:
+    """Every chain is what a fresh draft says after its text."""
+    for name, chain in chains.items():
+        path = list(texts[name])
+        assert len(chain) <= GAMMA
+        for token in chain:
+            assert token == draft(path)
+            path.append(token)
 
 
 class Steps(RuleBasedStateMachine):
@@ -108,12 +118,7 @@ class Steps(RuleBasedStateMachine):
     def _step(self, **how: Any) -> set[str]:
         """One step, its chains checked; returns the requests that ended with it."""
         chains = self.runner.step(self.proposer, self.chaos, **how)
-        for name, chain in chains.items():
-            path = list(self.runner.texts[name])
-            assert len(chain) <= GAMMA
-            for token in chain:
-                assert token == self.draft(path)
-                path.append(token)
+        check(chains, self.runner.texts, self.draft)
         ended = {name for name in self.runner.texts if self.runner.full(name)}
         for name in ended:
             self.runner.drop(name)
@@ -144,14 +149,13 @@ class Steps(RuleBasedStateMachine):
         self._step()
         self.clock.now += wait
 
-    @rule(pieces=st.integers(0, 6))
-    def drafter_is_slow(self, pieces: int) -> None:
-        self.links[-1].during_waits = pieces
+    @rule(pieces=st.integers(0, 6), lags=st.booleans())
+    def drafter_is_slow(self, pieces: int, lags: bool) -> None:
+        self.links[-1].during_waits, self.links[-1].lags = pieces, lags
 
-    @invariant()
+    @precondition(lambda self: self.named)
+    @rule()
     def nothing_leaks(self) -> None:
-        if not hasattr(self, "runner") or not self.named:
-            return
         assert self.coordinator is not None
         ended = self._step()
         link = self.links[-1]
@@ -186,6 +190,30 @@ def serve(runner: FakeRunner, proposer: Proposer, link: LoopLink, work: int = 10
         link.work(work)
         for name in [name for name in runner.texts if runner.full(name)]:
             runner.drop(name)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("lags", [False, True])
+@pytest.mark.parametrize("pace", [1, 2, 4])
+def test_a_drafter_at_any_pace_says_what_a_fresh_draft_does(
+    noise: float, lags: bool, pace: int
+) -> None:
+    """Long runs in which replies come in the middle of steps, and the scheduler cuts chains."""
+    table = random_table(5, VOCABULARY)
+    runner = FakeRunner(greedy(imitation(table, 6, VOCABULARY, noise)), 3)
+    link = LoopLink(5, Clock())
+    link.lags = lags
+    proposer = make_proposer(runner, lambda: link)
+    chaos = random.Random(pace)
+    for number in range(120):
+        if len(runner.texts) < 4:
+            runner.add(f"r{number}", [chaos.randrange(VOCABULARY) for _ in range(4)], 40)
+        chains = runner.step(proposer, chaos, cut=chaos.random() < 0.2)
+        check(chains, runner.texts, greedy(table))
+        link.work(chaos.randrange(2 * pace + 1))
+        for name in [name for name in runner.texts if runner.full(name)]:
+            runner.drop(name)
+    assert proposer.metrics["hit"] > 5
 
 
 def test_a_draft_that_is_right_hits_at_every_step_and_is_verified_whole() -> None:

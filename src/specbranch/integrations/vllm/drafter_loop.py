@@ -58,15 +58,22 @@ class DrafterLoop:
         start: the limits.
         positions: most tokens of a text that the draft can read.
         send: gets the news.
+        clock: seconds.
     """
 
     def __init__(
-        self, drafter: Drafter, start: Start, positions: int, send: Callable[[News], None]
+        self,
+        drafter: Drafter,
+        start: Start,
+        positions: int,
+        send: Callable[[News], None],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._drafter = drafter
         self._start = start
         self._positions = positions
         self._send = send
+        self._clock = clock
         self._arriving: dict[int, list[bytes]] = {}
         self._unread: dict[int, int] = {}  # of each open text, tokens that the cache lacks
         self._due: dict[int, tuple[int, Advance]] = {}
@@ -200,12 +207,12 @@ class DrafterLoop:
 
     def _grow(self, stage: Stage) -> None:
         line = self._step_latency.line if self._step_latency.known else None
-        begun = time.perf_counter()
+        begun = self._clock()
         count = stage.branches.grow(line)
         if not count:
             self._end_stage()
             return
-        self._step_latency.observe(count, time.perf_counter() - begun)
+        self._step_latency.observe(count, self._clock() - begun)
         stage.steps += 1
         self._tell_growth(stage)
 
