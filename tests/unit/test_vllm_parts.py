@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -240,3 +242,8 @@ def test_the_line_for_vllm_names_both_models(
     assert main(["vllm-args", "--target", name, "--draft", "no/where"]) == 2
     assert main(["vllm-args", "--target", "x.gguf", "--draft", name]) == 2
     assert "not a GGUF file" in capsys.readouterr().err
+
+
+def test_vllms_side_loads_no_transformers() -> None:
+    program = "import sys, specbranch.vllm; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

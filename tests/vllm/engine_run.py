@@ -18,16 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-os.environ |= {
+from specbranch.zoo import BUNDLED
+
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that the proposer can be looked at
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
-
-from specbranch.zoo import BUNDLED
-
 PROMPTS = int(os.environ.get("PROMPTS", "40"))
 SOAK = int(os.environ.get("SOAK", "60"))
 SAMPLED = int(os.environ.get("SAMPLED", "96"))

