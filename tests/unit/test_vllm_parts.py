@@ -79,6 +79,7 @@ def test_settings_come_from_the_configuration_and_the_environment_takes_preceden
         ({"specbranch": {"draft": "x", "k_max": "many"}}, "k_max must be a whole number"),
         ({"specbranch": {"draft": "x", "timeout": "nan"}}, "timeout must be seconds"),
         ({"specbranch": {"draft": "x", "retrieval": "perhaps"}}, "must be true or false"),
+        ({"specbranch": {"draft": "x", "speculate": "no"}}, "must be auto or always, not 'no'"),
         ({"specbranch": {"draft": ["x"]}}, "draft must be a text"),
     ],
 )

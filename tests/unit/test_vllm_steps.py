@@ -39,7 +39,7 @@ def make_proposer(runner: FakeRunner | None, connect: Callable[[], LoopLink]) ->
     proposer = Proposer(config)
     proposer._loaded = True
     clock = Clock()
-    proposer._coordinator = Coordinator(connect, GAMMA, 0.05, clock)
+    proposer._coordinator = Coordinator(connect, GAMMA, 0.05, clock=clock)
     if runner is not None:
         proposer._runner = RunnerView(runner, CONTEXT)
         proposer._runner.on_schedule(proposer._scheduled)

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # so that the proposer can be looked at
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
+    # However slow this machine is at the moment, drafts are to be verified.
+    "SPECBRANCH_VLLM_SPECULATE": "always",
 }
 PROMPTS = int(os.environ.get("PROMPTS", "40"))
 SOAK = int(os.environ.get("SOAK", "60"))
@@ -103,16 +105,17 @@ def soak(engine: Any, proposer: Any | None) -> dict[str, list[int]]:
     from vllm import SamplingParams
 
     chance = random.Random(7)
-    waiting = [(f"soak{i}", text) for i, text in enumerate(prompts(SOAK, seed=1))]
+    waiting = [
+        (f"soak{i}", text, (1, 2, 20, 60)[i % 4]) for i, text in enumerate(prompts(SOAK, seed=1))
+    ]
     kills = {SOAK // 3, 2 * SOAK // 3}
     running: set[str] = set()
     done: dict[str, list[int]] = {}
     core = engine.llm_engine
     while waiting or core.has_unfinished_requests():
         while waiting and len(running) < 24 and chance.random() < 0.5:
-            name, text = waiting.pop(0)
-            params = SamplingParams(temperature=0, max_tokens=chance.choice([1, 2, 20, 60]))
-            core.add_request(name, text, params)
+            name, text, most = waiting.pop(0)
+            core.add_request(name, text, SamplingParams(temperature=0, max_tokens=most))
             running.add(name)
             if proposer is not None and len(waiting) in kills:
                 kills.discard(len(waiting))

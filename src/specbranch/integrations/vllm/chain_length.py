@@ -18,9 +18,13 @@ class ChainLength:
     One token more in a forward takes `each` seconds. In that time the batch commits `each · rate`
     tokens otherwise. So a token is verified if its chance of acceptance is higher than that. With
     many requests at a time the rate is high, and chains shrink, down to none.
+
+    Args:
+        always: verify all that has some chance, whatever it costs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, always: bool = False) -> None:
+        self._always = always
         self._verification = LatencyEstimate()
         self._throughput = ThroughputEstimate()
 
@@ -43,7 +47,7 @@ class ChainLength:
     @property
     def least(self) -> float:
         """Least chance of acceptance for which a token is verified."""
-        if not self._verification.known:
+        if self._always or not self._verification.known:
             return LEAST
         return max(LEAST, self._verification.line.each * self.rate)
 

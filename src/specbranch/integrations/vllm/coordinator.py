@@ -32,6 +32,7 @@ class Coordinator:
         connect: starts a drafter.
         gamma: γ, most tokens of a chain.
         wait: seconds that a wait for a draft may last.
+        always: see `ChainLength`.
         clock: seconds.
     """
 
@@ -40,6 +41,7 @@ class Coordinator:
         connect: Callable[[], Link],
         gamma: int,
         wait: float,
+        always: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.metrics = Metrics()
@@ -47,7 +49,7 @@ class Coordinator:
         self._connect = connect
         self._gamma = gamma
         self._clock = clock
-        self._length = ChainLength()
+        self._length = ChainLength(always)
         self._waiting = WaitPolicy(gamma, wait)
         self._sessions = Sessions(self._keep, patience=gamma)
         self._delay = FIRST_DELAY

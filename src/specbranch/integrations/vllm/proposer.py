@@ -74,7 +74,12 @@ class Proposer:
         mend_sampling()
         if not leads():
             return
-        self._coordinator = Coordinator(self._connect, self._gamma, self.settings.wait)
+        self._coordinator = Coordinator(
+            self._connect,
+            self._gamma,
+            self.settings.wait,
+            self.settings.speculate == "always",
+        )
         atexit.register(self.close)
         if self._runner is not None:
             self._runner.on_schedule(self._scheduled)

@@ -33,6 +33,8 @@ class Settings:
             that of vLLM.
         k_max: most branches of a request.
         retrieval: n-gram matches are drafted, where a text repeats itself.
+        speculate: `auto` verifies less where that commits more tokens a second at this number of
+            requests, down to nothing; `always` verifies all that has some chance.
         wait: seconds that vLLM may wait for a draft where no branch fits; 0 never waits.
         timeout: seconds without an answer after which the drafter is started again.
         startup_timeout: seconds that vLLM's start waits for the draft. After them it goes on, and
@@ -48,6 +50,7 @@ class Settings:
     python: str | None = None
     k_max: int = 8
     retrieval: bool = True
+    speculate: str = "auto"
     wait: float = 0.05
     timeout: float = 20.0
     startup_timeout: float = 300.0
@@ -76,7 +79,12 @@ class Settings:
             raise InputError(
                 'specbranch needs a draft: --additional-config \'{"specbranch": {"draft": …}}\''
             )
-        return cls(**{name: _value(name, known[name], value) for name, value in values.items()})
+        found = cls(**{name: _value(name, known[name], value) for name, value in values.items()})
+        if found.speculate not in ("auto", "always"):
+            raise InputError(
+                f"specbranch's speculate must be auto or always, not '{found.speculate}'"
+            )
+        return found
 
 
 def _value(name: str, kind: str, given: Any) -> Any:
