@@ -65,7 +65,7 @@ def test_a_prompt_is_answered_by_branches_and_a_hang_is_found_out(link: ProcessL
     link.send(Step(1, (Advance(1, 20, (), None, 20, 80),)))
     grown = first_growth(link)
     assert grown
-    assert all(part.accepted == 0 for part in grown)
+    assert all(accepted == 0 for _, accepted, _, _ in grown)
     os.kill(link.pid, signal.SIGSTOP)
     link.send(Step(2, (Advance(1, 20, (5,), None, 21, 79),)))
     with pytest.raises(ExecutorError, match="did not answer for 2 s"):

@@ -231,7 +231,7 @@ class Coordinator:
             if isinstance(news, Reply):
                 self._sessions.absorb(news)
                 self.metrics["branches"] += sum(
-                    sum(len(part.tokens) > len(part.acceptance) for part in grown)
+                    sum(len(tokens) > len(acceptance) for _, _, tokens, acceptance in grown)
                     for _, _, grown in news.grown
                 )
                 chains = chains or bool(news.chains)

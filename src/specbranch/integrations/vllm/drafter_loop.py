@@ -287,12 +287,6 @@ def _growth(branches: Sequence[Branch], told: list[int]) -> list[Grown]:
         rest = branch.continuation
         first = (branch.candidate,) if before == 0 else ()
         seen = max(0, before - 1)
-        grown.append(
-            Grown(
-                index,
-                branch.accepted,
-                (*first, *rest.tokens[seen:]),
-                tuple(rest.acceptance[seen:]),
-            )
-        )
+        tokens = (*first, *rest.tokens[seen:])
+        grown.append((index, branch.accepted, tokens, tuple(rest.acceptance[seen:])))
     return grown

@@ -281,9 +281,9 @@ class Sessions:
         return bool(self._closed)
 
 
-def _extend(branches: list[Prepared], part: Grown) -> None:
-    if part.index == len(branches):
-        branches.append(Prepared(part.accepted))
-    branch = branches[part.index]
-    branch.tokens += part.tokens
-    branch.acceptance += part.acceptance
+def _extend(branches: list[Prepared], grown: Grown) -> None:
+    index, accepted, tokens, acceptance = grown
+    if index == len(branches):
+        branches.append(Prepared(accepted))
+    branches[index].tokens += tokens
+    branches[index].acceptance += acceptance
