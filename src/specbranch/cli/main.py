@@ -87,6 +87,11 @@ COMMANDS = {
         training_arguments.add_draft,
         ("specbranch.cli.draft", "run_draft"),
     ),
+    "vllm-args": Command(
+        "print the line that serves a pair with vLLM here",
+        arguments.add_vllm_args,
+        ("specbranch.cli.vllm_args", "run_vllm_args"),
+    ),
     "info": Command(
         "show the pair, its vocabularies, devices, versions",
         arguments.add_pair,

@@ -56,6 +56,12 @@ class ChainState:
     confidences: list[float] = field(default_factory=list)
     log_q: list[Tensor] = field(default_factory=list)
 
+    def commit(self, length: int) -> None:
+        """Count the text's first `length` tokens as committed."""
+        done = max(0, length - self.start)
+        self.start += done
+        del self.confidences[:done], self.log_q[:done]
+
     def cut(self, length: int) -> None:
         """Forget the tokens that are not among the text's first `length`."""
         keep = max(0, length - self.start)
@@ -123,6 +129,8 @@ class DraftTree:
                 survivor.fork + 1, survivor.retrieved, survivor.confidences, survivor.log_q
             )
         self.branches = []
+        if update.committed is not None:
+            self.chain.commit(update.committed)
         self.chain.cut(update.length)
         del self.tokens[update.length :]
         self.logits = {n: row for n, row in self.logits.items() if n == update.length}

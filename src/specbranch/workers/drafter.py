@@ -12,13 +12,14 @@ from torch import Tensor
 
 from specbranch.models.protocol import DraftRunner
 from specbranch.policy.acceptance import AcceptanceModel
-from specbranch.policy.branch_budget import allot, select_growing
+from specbranch.policy.branch_budget import allot
 from specbranch.policy.latency import LatencyLine
 from specbranch.policy.ngram import Match, NgramIndex
 from specbranch.sampling.processors import LogitsPipeline
-from specbranch.sampling.samplers import make_sampler
+from specbranch.sampling.samplers import GreedySampler, make_sampler
+from specbranch.workers.branch_stage import BranchStage, Growing
 from specbranch.workers.draft_forward import DraftForward
-from specbranch.workers.draft_messages import branch_message, chain_message
+from specbranch.workers.draft_messages import chain_message
 from specbranch.workers.draft_tree import BranchState, ChainState, DraftTree
 from specbranch.workers.messages import Branch, BranchText, CommitUpdate, Draft, DraftText, OpenText
 from specbranch.workers.outcome_planner import OutcomePlanner
@@ -47,8 +48,14 @@ class Drafter(TextWorker):
         """Forget how acceptance followed confidence so far."""
         self._acceptance.reset()
 
-    def open(self, texts: Sequence[OpenText]) -> None:
-        """Read the prompts, all but the last token of each, into the cache."""
+    def open(self, texts: Sequence[OpenText], read: bool = True) -> None:
+        """Start texts.
+
+        Args:
+            texts: to start.
+            read: read the prompts, all but the last token of each, into the cache. Without it the
+                caller reads them in parts (`read_on`), or the first forward reads all of them.
+        """
         for text in texts:
             params = text.params
             self._runner.open(text.id, text.capacity + text.branch_tokens)
@@ -57,15 +64,27 @@ class Drafter(TextWorker):
                 list(text.prompt),
                 params,
                 LogitsPipeline.of(params),
-                make_sampler(params),
+                GreedySampler() if text.certain else make_sampler(params),
                 text.stop_ids,
                 text.vocabulary,
                 ChainState(len(text.prompt)),
                 NgramIndex(text.prompt, self._acceptance.ngram),
             )
-            if read := text.prompt[:-1]:
-                self._runner.prefill(text.id, self._forward.readable(read))
-                self.meter(len(read))
+            if read:
+                self.read_on(text.id, len(text.prompt))
+
+    def read_on(self, id: int, most: int) -> int:
+        """Read at most so many further tokens of a committed text into the cache.
+
+        Returns:
+            How many tokens are left to read, the last one of the text apart.
+        """
+        tree, covered = self._trees[id], self._runner.length(id)
+        end = tree.chain.start - 1
+        if part := tree.tokens[covered : min(end, covered + most)]:
+            self._runner.prefill(id, self._forward.readable(part))
+            self.meter(len(part))
+        return max(0, end - covered - len(part))
 
     def close(self, ids: Sequence[int]) -> list[int]:
         """Forget texts, however far they were opened; returns the tokens drafted for each."""
@@ -138,39 +157,37 @@ class Drafter(TextWorker):
     ) -> list[list[Branch]]:
         """Branch stage: prepare for outcomes of each text's verification, and go on from each.
 
-        All branches of all texts grow together, in one batched forward a step over the prefixes
-        they share. A branch stops growing at its text's limits, at the first position whose
-        acceptance estimate is below its ε, or at a token that ends the text. All stop when the
-        executor asks for it. A branch that an n-gram match continues does not grow.
+        All stop growing when the executor asks for it; see `start_branches`.
 
         Args:
             texts: what to branch for.
             step: latency of a draft step; the branches that grow are those worth their time.
             budget: most branches over all texts.
         """
+        stage = self.start_branches(texts, budget)
+        while not self.stopped() and stage.grow(step):
+            pass
+        return stage.finish()
+
+    def start_branches(self, texts: Sequence[BranchText], budget: int | None = None) -> BranchStage:
+        """Start a branch stage, for a caller that lets it grow step by step.
+
+        A branch that an n-gram match continues does not grow. The stage is void for a text once
+        anything else is done with that text.
+
+        Args:
+            texts: what to branch for.
+            budget: most branches over all texts.
+        """
         trees = [self._trees[text.id] for text in texts]
         for tree, text in zip(trees, texts, strict=True):
             self._commit(tree, text.update)
         growing = self._fork(trees, texts, budget)
-        longest = max((text.gamma for text in texts), default=0)
-        for taken in range(longest):
-            growing = [entry for entry in growing if taken < entry[1].gamma]
-            if not growing or self.stopped():
-                break
-            chosen = select_growing([branch.probability for _, _, branch in growing], step)
-            grown = self._grow([growing[i] for i in chosen])
-            rest = set(range(len(growing))) - set(chosen)
-            growing = [growing[i] for i in sorted(rest)] + grown
-        for tree in trees:
-            tree.drafted += sum(len(branch.tokens) for branch in tree.branches)
-        return [
-            [branch_message(tree, branch, self._acceptance) for branch in tree.branches]
-            for tree in trees
-        ]
+        return BranchStage(trees, growing, self._forward, self._acceptance)
 
     def _fork(
         self, trees: Sequence[DraftTree], texts: Sequence[BranchText], budget: int | None
-    ) -> list[tuple[DraftTree, BranchText, BranchState]]:
+    ) -> list[Growing]:
         """Start the branches of every text; returns those that can grow."""
         branching = [
             self._planner.can_branch(tree, text) for tree, text in zip(trees, texts, strict=True)
@@ -208,41 +225,6 @@ class Drafter(TextWorker):
             ]
         return growing
 
-    def _grow(
-        self, entries: Sequence[tuple[DraftTree, BranchText, BranchState]]
-    ) -> list[tuple[DraftTree, BranchText, BranchState]]:
-        """One step of these branches; returns those that may go on, in the given order."""
-        by_text: dict[int, list[tuple[DraftTree, BranchText, BranchState]]] = {}
-        for entry in entries:
-            by_text.setdefault(entry[0].id, []).append(entry)
-        groups = [*by_text.values()]
-        rows = self._forward.step([(group[0][0], [b for _, _, b in group]) for group in groups])
-        going_on = set()
-        for group, logits in zip(groups, rows, strict=True):
-            tree, text, _ = group[0]
-            branches = [branch for _, _, branch in group]
-            places = [branch.fork + len(branch.tokens) for branch in branches]
-            contexts = [tree.tokens[: b.fork] + b.tokens for b in branches]
-            judged = self._forward.judge(tree, logits, contexts, places)
-            tokens = self._forward.choose(tree, judged, places)
-            for i, (branch, value, token) in enumerate(
-                zip(branches, judged.confidences, tokens, strict=True)
-            ):
-                branch.logits.append(logits[i])
-                place = branch.accepted + len(branch.tokens)
-                [acceptance] = self._acceptance.of_draft(
-                    text.signal, [value], tree.params.coupled, place
-                )
-                if acceptance < text.epsilon:
-                    continue
-                branch.tokens.append(token)
-                branch.confidences.append(value)
-                branch.log_q.append(judged.log_q[i])
-                branch.probability *= acceptance
-                if token not in tree.stop_ids and branch.accepted + len(branch.tokens) < text.room:
-                    going_on.add((tree.id, branch.id))
-        return [entry for entry in entries if (entry[0].id, entry[2].id) in going_on]
-
     def _match(self, tree: DraftTree, more: list[int], most: int) -> Match | None:
         """What the text repeats, if that is as likely to be accepted as what the draft says.
 
@@ -268,19 +250,22 @@ class Drafter(TextWorker):
 
     def _commit(self, tree: DraftTree, update: CommitUpdate) -> None:
         """Apply an update to the tree, the runner's cache and the acceptance model."""
+        chain = tree.chain
         if update.survivor is not None:
             self._learn(tree, tree.branches[update.survivor].accepted)
         elif update.tokens:
-            self._learn(tree, update.length - tree.chain.start)
+            self._learn(tree, update.length - chain.start)
+        elif update.committed is not None:  # the rest of the chain is still to be tested
+            self._learn(tree, update.committed - chain.start, rejected=False)
         survivor = tree.apply(update)
         if survivor is not None:
             self._runner.keep(tree.id, survivor.id)
         self._runner.rewind(tree.id, min(update.length, self._runner.length(tree.id)))
 
-    def _learn(self, tree: DraftTree, accepted: int) -> None:
+    def _learn(self, tree: DraftTree, accepted: int, rejected: bool = True) -> None:
         """Learn how far a chain was accepted: what follows a rejected token was not tested."""
         if tree.chain.retrieved:
             return
         calibration = self._acceptance.of(tree.params.coupled)
-        for i, value in enumerate(tree.chain.confidences[: accepted + 1]):
+        for i, value in enumerate(tree.chain.confidences[: accepted + rejected]):
             calibration.observe(value, i < accepted)

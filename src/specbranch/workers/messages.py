@@ -32,6 +32,9 @@ class OpenText:
         branch_tokens: most tokens that the branches of one round hold together.
         padding: of the target's forwards.
         judged: whether H-RAD will be asked about the text, so that the verifier keeps features.
+        certain: whether the verifier takes a draft token as the only one that could have been
+            drafted, as vLLM does. The draft then says its likeliest token, also where the text is
+            sampled, and its confidence is that token's probability after the warping.
     """
 
     id: int
@@ -43,6 +46,7 @@ class OpenText:
     branch_tokens: int = 0
     padding: Padding = NATURAL
     judged: bool = False
+    certain: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,14 @@ class CommitUpdate:
             the committed prefix with the chain.
         tokens: committed tokens that follow them.
         survivor: index of the branch of the last branch stage that survived; None if none did.
+        committed: how many tokens of the valid path are committed, where some of its chain are, or
+            of the survivor's continuation. None if the chain is all untested.
     """
 
     length: int
     tokens: list[int] = field(default_factory=list)
     survivor: int | None = None
+    committed: int | None = None
 
     def then(self, tokens: Sequence[int]) -> CommitUpdate:
         """The same update with more committed tokens."""
