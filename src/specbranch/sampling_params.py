@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -11,11 +11,16 @@ from specbranch.errors import InputError
 
 Acceptance = Literal["coupled", "rejection"]
 MOST_SEED = 2**64 - 1
+MOST_PENALTY = 2.0  # OpenAI's and vLLM's
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How text is sampled; names and meanings as in vLLM and `transformers`.
+    """How text is sampled; names and meanings as in vLLM.
+
+    Logits pass, in this order: `logits_processors`, `allowed_token_ids`, `bad_words`, `min_tokens`,
+    `logit_bias`, `repetition_penalty`, `frequency_penalty`, `presence_penalty`, then `temperature`,
+    `top_k`, `top_p` and `min_p`.
 
     Attributes:
         temperature: 0 is greedy decoding, the default.
@@ -26,15 +31,27 @@ class SamplingParams:
         max_tokens: most tokens to generate; None is up to the context's end.
         seed: same seed, same text; 0 or more and below 2⁶⁴. None draws one.
         stop: strings that end the text; they are not part of it.
-        stop_token_ids: tokens that end the text, besides the model's end-of-text token.
+        stop_token_ids: tokens that end the text, besides the model's end-of-text tokens.
         ignore_eos: go on after the model's end-of-text token.
         acceptance: the rule by which sampled draft tokens are accepted (docs/exactness.md).
             `coupled` gives the same text for the same seed with any draft and method, plain
             decoding included; `rejection` (Leviathan et al. 2023, Chen et al. 2023) accepts more
-            often and
-            is exact in distribution, but its text for a seed depends on the draft, on what it has
-            learned from earlier texts and, with γ = auto, on timing. Greedy decoding needs
-            neither.
+            often and is exact in distribution, but its text for a seed depends on the draft, on
+            what it has learned from earlier texts and, with γ = auto, on timing. Greedy decoding
+            needs neither.
+        presence_penalty: taken off the logits of tokens that were generated before; −2 to 2.
+        frequency_penalty: likewise, once for each time that they were.
+        min_tokens: no end-of-text token, stop token or stop string before so many tokens.
+        logit_bias: added to the logits of these token ids.
+        allowed_token_ids: only these can be generated. An end-of-text token is one of them only if
+            it is in the list.
+        bad_words: strings whose tokens are never generated in a row, at the start of a word or
+            after a space.
+        logits_processors: callables on one row of logits, applied in order: each takes the
+            generated token ids (or the prompt's, then those) and the row, a float32 tensor
+            ``[vocabulary]`` which it may write to, and returns the row. It is called for places
+            that are drafted, in any order and more than once, so its result may depend on its
+            arguments alone.
 
     Raises:
         InputError: a value out of its range.
@@ -51,33 +68,67 @@ class SamplingParams:
     stop_token_ids: Sequence[int] | None = ()
     ignore_eos: bool = False
     acceptance: Acceptance = "coupled"
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = ()
+    logits_processors: Sequence[Callable[..., Any]] | None = ()
     extra_processors: Sequence[Any] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        ):
             self._set(name, _number(name, getattr(self, name)))
         self._set("top_k", max(0, self._whole_number("top_k", least=-1)))
         if self.max_tokens is not None:
             self._set("max_tokens", self._whole_number("max_tokens", least=1))
+        self._set("min_tokens", self._whole_number("min_tokens", 0, self.max_tokens))
         if self.seed is not None:
             self._set("seed", self._whole_number("seed", least=0, most=MOST_SEED))
-        stop = () if self.stop is None else self.stop
-        self._set("stop", (stop,) if isinstance(stop, str) else _tuple("stop", stop))
-        ids = () if self.stop_token_ids is None else self.stop_token_ids
-        self._set("stop_token_ids", _tuple("stop_token_ids", ids))
+        for name in ("stop", "bad_words"):
+            given = getattr(self, name)
+            self._set(name, (given,) if isinstance(given, str) else _tuple(name, given or ()))
+        for name in ("stop_token_ids", "allowed_token_ids", "logits_processors"):
+            given = getattr(self, name)
+            if given is not None or name != "allowed_token_ids":
+                self._set(name, _tuple(name, () if given is None else given))
+        if self.logit_bias is not None:
+            self._set("logit_bias", _bias(self.logit_bias))
+        self._check()
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            if (ids := getattr(self, name)) is not None:
+                self._set(name, tuple(int(token) for token in ids))
+
+    def _check(self) -> None:
+        """Refuse values out of their range."""
         checks = [
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("stop", all(isinstance(s, str) and s for s in self.stop or ()), "non-empty strings"),
+            ("presence_penalty", abs(self.presence_penalty) <= MOST_PENALTY, "between -2 and 2"),
+            ("frequency_penalty", abs(self.frequency_penalty) <= MOST_PENALTY, "between -2 and 2"),
+            ("stop", _are_strings(self.stop or ()), "non-empty strings"),
+            ("bad_words", _are_strings(self.bad_words or ()), "non-empty strings"),
             ("stop_token_ids", all(map(_is_whole, self.stop_token_ids or ())), "token ids"),
+            ("logits_processors", all(map(callable, self.logits_processors or ())), "callables"),
             ("acceptance", self.acceptance in ("coupled", "rejection"), "coupled or rejection"),
         ]
+        if self.allowed_token_ids is not None:
+            ids = self.allowed_token_ids
+            valid = len(ids) > 0 and all(map(_is_whole, ids))
+            checks.append(("allowed_token_ids", valid, "one token id or more"))
         for name, valid, expected in checks:
             if not valid:
                 raise InputError(f"{name} must be {expected}, not {getattr(self, name)!r}")
-        self._set("stop_token_ids", tuple(int(token) for token in self.stop_token_ids or ()))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -106,6 +157,10 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def _are_strings(values: Sequence[object]) -> bool:
+    return all(isinstance(value, str) and value for value in values)
+
+
 def _number(name: str, value: object) -> float:
     """A finite number as a Python float; `numpy`'s are taken, too."""
     if not isinstance(value, Real) or isinstance(value, bool):
@@ -114,6 +169,20 @@ def _number(name: str, value: object) -> float:
     if number - number != 0:  # NaN, or infinite
         raise InputError(f"{name} must be a finite number, not {value!r}")
     return number
+
+
+def _bias(given: Mapping[Any, Any]) -> dict[int, float]:
+    """Biases by token id; JSON's keys are strings."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"logit_bias must be a dictionary of token ids, not {given!r}")
+    bias = {}
+    for token, value in given.items():
+        if isinstance(token, str) and token.isdecimal():
+            token = int(token)
+        if not _is_whole(token):
+            raise InputError(f"logit_bias must be a dictionary of token ids, not of {token!r}")
+        bias[int(token)] = _number(f"logit_bias of token {token}", value)
+    return bias
 
 
 def _tuple(name: str, values: Sequence[Any]) -> tuple[Any, ...]:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from specbranch.cli.sampling_arguments import add_sampling
+
 _TIMELINE = "draw what the executors did when: .svg, .png, or .json for Perfetto"
 
 
@@ -153,26 +155,6 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
         help="seconds after which a process that still loads is given up (1800)",
     )
     add("--profile", type=Path, help="virtual executors, as fast as this JSON file says")
-
-
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    add = group.add_argument
-    add("--max-tokens", type=int, default=128)
-    if parser.get_default("temperature") is None:
-        add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top-k", type=int, default=0)
-    add("--top-p", type=float, default=1.0)
-    add("--min-p", type=float, default=0.0)
-    add("--repetition-penalty", type=float, default=1.0)
-    add("--seed", type=int)
-    add("--stop", action="append", default=[], help="string that ends the text (repeatable)")
-    add("--ignore-eos", action="store_true", help="go on after the end-of-text token")
-    add(
-        "--acceptance",
-        default="coupled",
-        help="rule for sampled drafts: coupled (same seed, same text with any method) or rejection",
-    )
 
 
 def add_drafting(parser: argparse.ArgumentParser) -> None:

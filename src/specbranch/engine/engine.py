@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from specbranch.config import SchedulerConfig, SpeculativeConfig
-from specbranch.engine.detokenizer import Detokenizer
+from specbranch.engine.constraints import sendable
 from specbranch.engine.driver import DrafterFailedError, Driver
 from specbranch.engine.executor_pair import ExecutorPair
-from specbranch.engine.inputs import Prompt, encode
+from specbranch.engine.inputs import Prompt
+from specbranch.engine.intake import make_request
 from specbranch.engine.models import EngineModels
 from specbranch.engine.request import EngineRequest, StepOutput
 from specbranch.engine.scheduler import Scheduler
 from specbranch.engine.supervisor import Supervisor
-from specbranch.errors import ExecutorError, InputError
+from specbranch.errors import ExecutorError
 from specbranch.executors.base import Executor
 from specbranch.methods.base import MethodContext
-from specbranch.methods.registry import PLAIN, MethodSpec, pick_method
+from specbranch.methods.registry import PLAIN, MethodSpec
 from specbranch.metrics import Round
 from specbranch.sampling_params import SamplingParams
-from specbranch.token_sequence import TokenSequence
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.messages import OpenText
 from specbranch.workers.requests import CloseRequest, OpenRequest, RewindRequest
@@ -84,37 +83,11 @@ class Engine:
             config: how much to draft; by default the engine's.
 
         Raises:
-            InputError: the prompt is empty, no prompt, or leaves no room in the context; or stop
-                strings without a tokenizer.
+            InputError: the prompt is empty, no prompt, or leaves no room in the context; stop
+                strings without a tokenizer; or parameters that do not fit the models.
         """
-        models, params = self.models, params or SamplingParams()
-        config = config or self.config
-        spec = method or pick_method(config.method, models.draft is not None)
-        encoded = encode(prompt, models.tokenizer, models.target.vocabulary, models.max_model_len)
-        if params.seed is None and not params.greedy:
-            params = replace(params, seed=secrets.randbits(63))
-        if params.stop and models.tokenizer is None:
-            raise InputError("stop strings need a tokenizer: use stop_token_ids")
-        detokenizer = Detokenizer(models.tokenizer, encoded.token_ids, params.stop or ())
-        room = models.max_model_len - len(encoded.token_ids)
-        stop_ids = set(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            stop_ids |= models.target.eos_ids
-        sequence = TokenSequence(
-            next(self.executors.ids),
-            encoded.token_ids,
-            room if params.max_tokens is None else min(params.max_tokens, room),
-            frozenset(stop_ids),
-            ends_text=lambda tokens: detokenizer.push(tokens[-1]),
-        )
-        return EngineRequest(
-            encoded.text,
-            sequence,
-            detokenizer,
-            params,
-            spec,
-            config,
-            models.padding,
+        return make_request(
+            next(self.executors.ids), prompt, self.models, params, method, config or self.config
         )
 
     def submit(self, request: EngineRequest) -> None:
@@ -197,6 +170,7 @@ class Engine:
             config.branch_tokens,
             request.padding,
             judged=judged and spec.uses_hrad and request.drafting and config.use_hrad,
+            constraints=request.constraints,
         )
         reading = None
         # The prompt is most work for the target, and next to none for the draft.
@@ -205,7 +179,8 @@ class Engine:
             executors.set_drafter_affinity(spec.overlaps)
             # The draft first: it reads the prompt while the target may keep this thread busy.
             capacity = min(text.capacity, self.models.draft.positions)
-            reading = request.drafter.submit(OpenRequest([replace(text, capacity=capacity)]))
+            drafted = replace(text, capacity=capacity, params=sendable(text.params))
+            reading = request.drafter.submit(OpenRequest([drafted]))
         executors.verifier.submit(OpenRequest([text])).result()
         if reading is not None:
             try:

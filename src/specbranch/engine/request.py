@@ -13,6 +13,7 @@ from specbranch.methods.registry import MethodSpec
 from specbranch.metrics import Fates, Metrics, Round
 from specbranch.models.padding import Padding
 from specbranch.outputs import CompletionOutput, Piece, RequestOutput, Speculation
+from specbranch.sampling.pipeline import UNCONSTRAINED, TextConstraints
 from specbranch.sampling_params import SamplingParams
 from specbranch.token_sequence import FinishReason, TokenSequence
 from specbranch.workers.drafter import Drafter
@@ -30,6 +31,7 @@ class EngineRequest:
         spec: the decoding method that was asked for.
         config: how much to draft.
         padding: of the target's forwards.
+        constraints: what the parameters come to for the text.
         metrics, rounds: of what was decoded so far.
         method: the state machine, once the text is open on the workers.
         opened: whether its prompt was handed to the workers.
@@ -45,6 +47,7 @@ class EngineRequest:
     spec: MethodSpec
     config: SpeculativeConfig
     padding: Padding
+    constraints: TextConstraints = UNCONSTRAINED
     metrics: Metrics = field(default_factory=Metrics)
     rounds: list[Round] = field(default_factory=list)
     method: Method | None = None

@@ -15,7 +15,7 @@ from specbranch.policy.acceptance import AcceptanceModel
 from specbranch.policy.branch_budget import allot, select_growing
 from specbranch.policy.latency import LatencyLine
 from specbranch.policy.ngram import Match, NgramIndex
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.samplers import make_sampler
 from specbranch.workers.draft_forward import DraftForward
 from specbranch.workers.draft_messages import branch_message, chain_message
@@ -56,7 +56,7 @@ class Drafter(TextWorker):
                 text.id,
                 list(text.prompt),
                 params,
-                LogitsPipeline.of(params),
+                LogitsPipeline.of(params, text.constraints),
                 make_sampler(params),
                 text.stop_ids,
                 text.vocabulary,

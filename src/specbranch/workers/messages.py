@@ -15,6 +15,7 @@ from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.sequence_state import LookaheadRow
 from specbranch.policy.draft_length import DraftLengthPolicy
 from specbranch.policy.signal import Signal
+from specbranch.sampling.pipeline import UNCONSTRAINED, TextConstraints
 from specbranch.sampling_params import SamplingParams
 
 
@@ -32,6 +33,7 @@ class OpenText:
         branch_tokens: most tokens that the branches of one round hold together.
         padding: of the target's forwards.
         judged: whether H-RAD will be asked about the text, so that the verifier keeps features.
+        constraints: what the parameters come to for the text.
     """
 
     id: int
@@ -43,6 +45,7 @@ class OpenText:
     branch_tokens: int = 0
     padding: Padding = NATURAL
     judged: bool = False
+    constraints: TextConstraints = UNCONSTRAINED
 
 
 @dataclass(frozen=True)

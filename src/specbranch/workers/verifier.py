@@ -13,7 +13,7 @@ from specbranch.policy.hrad import HRAD
 from specbranch.policy.online_hrad import OnlineHRAD
 from specbranch.policy.signal import Signal
 from specbranch.policy.verify import verify_matching, verify_rejection
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.samplers import Sampler, make_sampler
 from specbranch.workers.messages import OpenText, VerifyResult, VerifyText
 from specbranch.workers.text_worker import TextWorker
@@ -66,7 +66,7 @@ class Verifier(TextWorker):
             params = text.params
             self._runner.open(text.id, text.capacity, text.padding)
             self._texts[text.id] = CommittedText(
-                list(text.prompt), LogitsPipeline.of(params), make_sampler(params)
+                list(text.prompt), LogitsPipeline.of(params, text.constraints), make_sampler(params)
             )
             if self._predictor is not None and text.judged:
                 self.watch(text.id, self._predictor.layers)
@@ -116,6 +116,7 @@ class Verifier(TextWorker):
         else:
             log_q = asked.log_q.to(log_p.device)
             accepted, token = verify_rejection(chain, log_p, log_q, text.sampler, position)
+        text.pipeline.check(log_p[: accepted + 1])
         text.tokens += [*chain[:accepted], token]
         self._runner.rewind(asked.id, len(text.tokens) - 1)
         if self._learner is not None and text.features is not None:
