@@ -52,6 +52,16 @@ class SamplingParams:
             ``[vocabulary]`` which it may write to, and returns the row. It is called for places
             that are drafted, in any order and more than once, so its result may depend on its
             arguments alone.
+        n: how many samples of the prompt. The seeds of the further ones follow the first's.
+        logprobs: tell with each token how likely it was, and this many of the likeliest ones; 0 is
+            just the token, −1 the whole vocabulary. They are the target's own probabilities, before
+            all of the above (vLLM's `raw_logprobs`).
+        prompt_logprobs: likewise of the prompt's tokens.
+        truncate_prompt_tokens: keep only so many tokens of the prompt, the last ones; −1 keeps what
+            leaves room for `max_tokens`.
+        include_stop_str_in_output: the string, or the token, that ends the text is part of it.
+        skip_special_tokens: special tokens are no part of the text.
+        detokenize: make text of the tokens; without it there are token ids alone.
 
     Raises:
         InputError: a value out of its range.
@@ -75,6 +85,13 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = ()
     logits_processors: Sequence[Callable[..., Any]] | None = ()
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    detokenize: bool = True
     extra_processors: Sequence[Any] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +108,13 @@ class SamplingParams:
         if self.max_tokens is not None:
             self._set("max_tokens", self._whole_number("max_tokens", least=1))
         self._set("min_tokens", self._whole_number("min_tokens", 0, self.max_tokens))
+        self._set("n", self._whole_number("n", least=1))
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                self._set(name, self._whole_number(name, least=-1))
+        if self.truncate_prompt_tokens is not None:
+            kept = self._whole_number("truncate_prompt_tokens", least=-1)
+            self._set("truncate_prompt_tokens", kept)
         if self.seed is not None:
             self._set("seed", self._whole_number("seed", least=0, most=MOST_SEED))
         for name in ("stop", "bad_words"):
@@ -120,6 +144,9 @@ class SamplingParams:
             ("bad_words", _are_strings(self.bad_words or ()), "non-empty strings"),
             ("stop_token_ids", all(map(_is_whole, self.stop_token_ids or ())), "token ids"),
             ("logits_processors", all(map(callable, self.logits_processors or ())), "callables"),
+            ("truncate_prompt_tokens", self.truncate_prompt_tokens != 0, "1 or more, or -1"),
+            ("n", self.n == 1 or not self.greedy, "1 for greedy decoding (temperature 0)"),
+            ("detokenize", self.detokenize or not self.stop, "True where stop strings are given"),
             ("acceptance", self.acceptance in ("coupled", "rejection"), "coupled or rejection"),
         ]
         if self.allowed_token_ids is not None:

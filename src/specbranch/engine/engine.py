@@ -24,7 +24,12 @@ from specbranch.metrics import Round
 from specbranch.sampling_params import SamplingParams
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.messages import OpenText
-from specbranch.workers.requests import CloseRequest, OpenRequest, RewindRequest
+from specbranch.workers.requests import (
+    CloseRequest,
+    OpenRequest,
+    PromptLogprobsRequest,
+    RewindRequest,
+)
 
 
 class Engine:
@@ -182,6 +187,9 @@ class Engine:
             drafted = replace(text, capacity=capacity, params=sendable(text.params))
             reading = request.drafter.submit(OpenRequest([drafted]))
         executors.verifier.submit(OpenRequest([text])).result()
+        if request.params.prompt_logprobs is not None:
+            scored = executors.verifier.submit(PromptLogprobsRequest(request.id))
+            request.scored_prompt = scored.result()
         if reading is not None:
             try:
                 reading.result()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from specbranch.config import Branching
+from specbranch.logprobs import PlaceLogprobs
 from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.sequence_state import LookaheadRow
 from specbranch.policy.draft_length import DraftLengthPolicy
@@ -203,8 +204,10 @@ class VerifyResult:
         token: the target's token after them.
         guesses: the likeliest token after each lookahead row; empty where the forward had no room
             for them.
+        logprobs: of the accepted tokens and the target's, where the text's parameters ask for them.
     """
 
     accepted: int
     token: int
     guesses: list[int] = field(default_factory=list)
+    logprobs: list[PlaceLogprobs] = field(default_factory=list)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specbranch.executors.base import Request
+from specbranch.logprobs import PlaceLogprobs
 from specbranch.models.info import CacheSize, ModelInfo
 from specbranch.policy.latency import LatencyLine
 from specbranch.policy.signal import Signal
@@ -122,6 +123,16 @@ class VerifyRequest(Request[Verifier, list[VerifyResult]]):
 
     def run(self, worker: Verifier) -> list[VerifyResult]:
         return worker.verify(self.texts)
+
+
+@dataclass(frozen=True)
+class PromptLogprobsRequest(Request[Verifier, list[PlaceLogprobs]]):
+    """Log-probabilities of the tokens of a text's prompt after the first."""
+
+    id: int
+
+    def run(self, worker: Verifier) -> list[PlaceLogprobs]:
+        return worker.prompt_logprobs(self.id)
 
 
 @dataclass(frozen=True)
