@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 from specbranch.errors import InputError
+from specbranch.structured_outputs import StructuredOutputsParams, as_structured_outputs
 
 Acceptance = Literal["coupled", "rejection"]
 MOST_SEED = 2**64 - 1
@@ -19,8 +20,8 @@ class SamplingParams:
     """How text is sampled; names and meanings as in vLLM.
 
     Logits pass, in this order: `logits_processors`, `allowed_token_ids`, `bad_words`, `min_tokens`,
-    `logit_bias`, `repetition_penalty`, `frequency_penalty`, `presence_penalty`, then `temperature`,
-    `top_k`, `top_p` and `min_p`.
+    `logit_bias`, `repetition_penalty`, `frequency_penalty`, `presence_penalty`, the mask of
+    `structured_outputs`, then `temperature`, `top_k`, `top_p` and `min_p`.
 
     Attributes:
         temperature: 0 is greedy decoding, the default.
@@ -52,6 +53,9 @@ class SamplingParams:
             ``[vocabulary]`` which it may write to, and returns the row. It is called for places
             that are drafted, in any order and more than once, so its result may depend on its
             arguments alone.
+        structured_outputs: what the text has to be: JSON by a schema, a choice, … (a
+            `StructuredOutputsParams`, or a dictionary of its fields). The text ends when that is
+            complete, also with `ignore_eos`.
         n: how many samples of the prompt. The seeds of the further ones follow the first's.
         logprobs: tell with each token how likely it was, and this many of the likeliest ones; 0 is
             just the token, −1 the whole vocabulary. They are the target's own probabilities, before
@@ -85,6 +89,7 @@ class SamplingParams:
     allowed_token_ids: Sequence[int] | None = None
     bad_words: Sequence[str] | None = ()
     logits_processors: Sequence[Callable[..., Any]] | None = ()
+    structured_outputs: StructuredOutputsParams | Mapping[str, Any] | None = None
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -124,6 +129,7 @@ class SamplingParams:
             given = getattr(self, name)
             if given is not None or name != "allowed_token_ids":
                 self._set(name, _tuple(name, () if given is None else given))
+        self._set("structured_outputs", as_structured_outputs(self.structured_outputs))
         if self.logit_bias is not None:
             self._set("logit_bias", _bias(self.logit_bias))
         self._check()

@@ -35,6 +35,7 @@ class TokenSequence:
         max_tokens: most tokens to generate, the context limit considered.
         stop_ids: tokens that end the text when they are committed; they are part of it.
         logprobs: of each generated token, where they were asked for.
+        forced: tokens that the grammar of the text, if it has one, leaves no choice about next.
         ends_text: called with all generated tokens after each one; true ends the text there.
     """
 
@@ -47,6 +48,7 @@ class TokenSequence:
     origins: list[Origin] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     logprobs: list[PlaceLogprobs] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:

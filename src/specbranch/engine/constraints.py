@@ -9,9 +9,11 @@ from typing import Any
 
 from specbranch.engine.models import EngineModels
 from specbranch.errors import InputError
+from specbranch.sampling.grammar import compile_grammar
 from specbranch.sampling.pipeline import TextConstraints
 from specbranch.sampling.processors import takes_prompt
 from specbranch.sampling_params import SamplingParams
+from specbranch.structured_outputs import StructuredOutputsParams
 
 
 def text_constraints(
@@ -20,8 +22,8 @@ def text_constraints(
     """The constraints of a text.
 
     Raises:
-        InputError: token ids that the target does not have, bad words without a tokenizer, or a
-            callable that takes other arguments.
+        InputError: token ids that the target does not have, bad words or a grammar without a
+            tokenizer, a grammar that is none, or a callable that takes other arguments.
     """
     _check_ids("allowed_token_ids", params.allowed_token_ids or (), models)
     _check_ids("logit_bias", params.logit_bias or (), models)
@@ -33,11 +35,15 @@ def text_constraints(
                 f"logits_processors must be callables of the generated token ids and a row of "
                 f"logits, or of the prompt's token ids before both: {processor!r} {error}"
             ) from None
+    grammar = None
+    if isinstance(params.structured_outputs, StructuredOutputsParams):
+        grammar = compile_grammar(params.structured_outputs, models.grammar_vocabulary)
     end_ids = models.target.eos_ids | frozenset(params.stop_token_ids or ())
     return TextConstraints(
         len(prompt),
         bad_word_ids(params.bad_words or (), models),
         frozenset(token for token in end_ids if 0 <= token < models.target.vocabulary),
+        grammar,
     )
 
 

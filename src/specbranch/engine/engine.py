@@ -26,7 +26,6 @@ from specbranch.workers.drafter import Drafter
 from specbranch.workers.messages import OpenText
 from specbranch.workers.requests import (
     CloseRequest,
-    OpenRequest,
     PromptLogprobsRequest,
     RewindRequest,
 )
@@ -177,6 +176,8 @@ class Engine:
             judged=judged and spec.uses_hrad and request.drafting and config.use_hrad,
             constraints=request.constraints,
         )
+        follows = request.constraints.grammar is not None
+        vocabulary = self.models.grammar_vocabulary if follows else None
         reading = None
         # The prompt is most work for the target, and next to none for the draft.
         executors.set_verifier_affinity(overlapped=False, anew=True)
@@ -185,8 +186,11 @@ class Engine:
             # The draft first: it reads the prompt while the target may keep this thread busy.
             capacity = min(text.capacity, self.models.draft.positions)
             drafted = replace(text, capacity=capacity, params=sendable(text.params))
-            reading = request.drafter.submit(OpenRequest([drafted]))
-        executors.verifier.submit(OpenRequest([text])).result()
+            reading = request.drafter.submit(
+                executors.opening(request.drafter, drafted, vocabulary)
+            )
+        opening = executors.opening(executors.verifier, text, vocabulary)
+        executors.verifier.submit(opening).result()
         if request.params.prompt_logprobs is not None:
             scored = executors.verifier.submit(PromptLogprobsRequest(request.id))
             request.scored_prompt = scored.result()

@@ -54,7 +54,9 @@ def make_request(
     detokenizer = Detokenizer(tokenizer, encoded.token_ids, params.stop or (), options)
     room = models.max_model_len - len(encoded.token_ids)
     stop_ids = set(params.stop_token_ids or ())
-    if not params.ignore_eos:
+    if constraints.grammar is not None:
+        stop_ids |= set(models.grammar_vocabulary.end_ids)
+    elif not params.ignore_eos:
         stop_ids |= models.target.eos_ids
     sequence = TokenSequence(
         id,

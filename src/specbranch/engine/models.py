@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from specbranch.errors import InputError
 from specbranch.models.info import ModelInfo
 from specbranch.models.padding import Padding
+from specbranch.sampling.grammar import GrammarVocabulary
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,14 @@ class EngineModels:
     tokenizer: Any
     max_model_len: int
     padding: Padding
+
+    @cached_property
+    def grammar_vocabulary(self) -> GrammarVocabulary:
+        """What the grammars of texts have to know.
+
+        Raises:
+            InputError: no tokenizer, one of another kind, or nothing ends a text.
+        """
+        if self.tokenizer is None:
+            raise InputError("structured outputs need a tokenizer")
+        return GrammarVocabulary.of(self.tokenizer, self.target.vocabulary, self.target.eos_ids)

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from specbranch.errors import InputError
+from specbranch.sampling.grammar import GrammarMask, GrammarPath, GrammarVocabulary
 from specbranch.sampling.processors import (
     AllowedTokens,
     BadWords,
@@ -42,11 +43,13 @@ class TextConstraints:
         prompt_length: in tokens. What follows them was generated.
         bad_words: token ids of each sequence that must not occur.
         end_ids: tokens that cannot be chosen before `min_tokens`.
+        grammar: that the text follows, in llguidance's form; None for free text.
     """
 
     prompt_length: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
     end_ids: frozenset[int] = frozenset()
+    grammar: str | None = None
 
 
 UNCONSTRAINED = TextConstraints()
@@ -60,19 +63,27 @@ class LogitsPipeline:
         processors: change the logits, greedy decoding's too.
         warpers: look at the row alone; none where decoding is greedy.
         temperature: divides the logits before the warpers; 0 is greedy decoding.
+        grammar: the last of the processors, if the text follows one.
     """
 
     processors: tuple[RowsProcessor, ...]
     warpers: LogitsProcessorList
     temperature: float
+    grammar: GrammarMask | None = None
 
     @classmethod
-    def of(cls, params: SamplingParams, text: TextConstraints = UNCONSTRAINED) -> Self:
+    def of(
+        cls,
+        params: SamplingParams,
+        text: TextConstraints = UNCONSTRAINED,
+        vocabulary: GrammarVocabulary | None = None,
+    ) -> Self:
         """The pipeline of these parameters.
 
         Args:
             params: how the text is sampled.
             text: what they come to for it.
+            vocabulary: of the target, where the text follows a grammar.
         """
         made: list[Any] = []
         if not params.greedy:
@@ -83,7 +94,17 @@ class LogitsPipeline:
             if params.min_p:
                 made.append(MinPLogitsWarper(params.min_p))
         processors = _processors(params, text)
-        return cls(tuple(processors), LogitsProcessorList(made), params.temperature)
+        mask = None
+        if text.grammar is not None:
+            assert vocabulary is not None, "a worker gets it before the first text with a grammar"
+            path = GrammarPath(vocabulary, text.grammar)
+            mask = GrammarMask(path, vocabulary.end_ids, text.prompt_length)
+            processors.append(mask)
+        return cls(tuple(processors), LogitsProcessorList(made), params.temperature, mask)
+
+    def forced(self, history: Sequence[int]) -> list[int]:
+        """Tokens that the grammar, if there is one, leaves no choice about after others."""
+        return [] if self.grammar is None else self.grammar.forced(history)
 
     @property
     def is_identity(self) -> bool:
@@ -149,7 +170,7 @@ class LogitsPipeline:
         return torch.where(left, log_probs, logits.log_softmax(-1))
 
 
-def _processors(params: SamplingParams, text: TextConstraints) -> Sequence[RowsProcessor]:
+def _processors(params: SamplingParams, text: TextConstraints) -> list[RowsProcessor]:
     """In vLLM's order: bans, biases, penalties."""
     start = text.prompt_length
     made: list[RowsProcessor] = [OfTransformers(each) for each in params.extra_processors]

@@ -20,6 +20,7 @@ from specbranch.sampling.samplers import make_sampler
 from specbranch.workers.draft_forward import DraftForward
 from specbranch.workers.draft_messages import branch_message, chain_message
 from specbranch.workers.draft_tree import BranchState, ChainState, DraftTree
+from specbranch.workers.forced_tokens import force_branch, force_chain
 from specbranch.workers.messages import Branch, BranchText, CommitUpdate, Draft, DraftText, OpenText
 from specbranch.workers.outcome_planner import OutcomePlanner
 from specbranch.workers.text_worker import TextWorker
@@ -56,7 +57,7 @@ class Drafter(TextWorker):
                 text.id,
                 list(text.prompt),
                 params,
-                LogitsPipeline.of(params, text.constraints),
+                LogitsPipeline.of(params, text.constraints, self._vocabulary),
                 make_sampler(params),
                 text.stop_ids,
                 text.vocabulary,
@@ -93,11 +94,14 @@ class Drafter(TextWorker):
             tree.start_chain()
         growing = []
         for tree, text in zip(trees, texts, strict=True):
-            match = self._match(tree, [], text.retrieval) if text.retrieval > 0 else None
+            force_chain(tree, text)
+            forced = len(tree.chain.confidences)
+            searched = text.retrieval > 0 and not forced
+            match = self._match(tree, [], text.retrieval) if searched else None
             if match is not None:
                 tree.chain.retrieved, tree.chain.confidences = True, match.strengths
                 tree.tokens += match.tokens
-            elif text.gamma > 0:
+            elif text.gamma > forced:
                 growing.append((tree, text))
         while growing:
             rows = self._forward.next_logits([tree for tree, _ in growing])
@@ -126,7 +130,10 @@ class Drafter(TextWorker):
         chain.confidences = confidences
         chain.log_q.append(log_q)
         tree.tokens.append(token)
-        if token in tree.stop_ids or len(confidences) >= text.gamma:
+        if token in tree.stop_ids:
+            return False
+        force_chain(tree, text)
+        if len(chain.confidences) >= text.gamma:
             return False
         return policy.goes_on(acceptance, self._acceptance.of(coupled).mean)
 
@@ -161,7 +168,9 @@ class Drafter(TextWorker):
             grown = self._grow([growing[i] for i in chosen])
             rest = set(range(len(growing))) - set(chosen)
             growing = [growing[i] for i in sorted(rest)] + grown
-        for tree in trees:
+        for tree, text in zip(trees, texts, strict=True):
+            for branch in tree.branches:
+                force_branch(tree, branch, text)
             tree.drafted += sum(len(branch.tokens) for branch in tree.branches)
         return [
             [branch_message(tree, branch, self._acceptance) for branch in tree.branches]

@@ -205,9 +205,11 @@ class VerifyResult:
         guesses: the likeliest token after each lookahead row; empty where the forward had no room
             for them.
         logprobs: of the accepted tokens and the target's, where the text's parameters ask for them.
+        forced: what the text's grammar leaves no choice about after them.
     """
 
     accepted: int
     token: int
     guesses: list[int] = field(default_factory=list)
     logprobs: list[PlaceLogprobs] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)

@@ -15,6 +15,7 @@ from specbranch.logprobs import PlaceLogprobs
 from specbranch.models.info import CacheSize, ModelInfo
 from specbranch.policy.latency import LatencyLine
 from specbranch.policy.signal import Signal
+from specbranch.sampling.grammar import GrammarVocabulary
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.messages import (
     Branch,
@@ -40,11 +41,19 @@ class DescribeRequest(Request[TextWorker, ModelInfo]):
 
 @dataclass(frozen=True)
 class OpenRequest(Request[TextWorker, None]):
-    """Read the prompts of texts."""
+    """Read the prompts of texts.
+
+    Attributes:
+        texts: to open.
+        vocabulary: with the first texts that follow a grammar.
+    """
 
     texts: Sequence[OpenText]
+    vocabulary: GrammarVocabulary | None = None
 
     def run(self, worker: TextWorker) -> None:
+        if self.vocabulary is not None:
+            worker.set_vocabulary(self.vocabulary)
         worker.open(self.texts)
 
 

@@ -76,7 +76,7 @@ class Verifier(TextWorker):
             self._runner.open(text.id, text.capacity, text.padding)
             self._texts[text.id] = CommittedText(
                 list(text.prompt),
-                LogitsPipeline.of(params, text.constraints),
+                LogitsPipeline.of(params, text.constraints, self._vocabulary),
                 make_sampler(params),
                 params.logprobs,
                 scored,
@@ -163,7 +163,8 @@ class Verifier(TextWorker):
             self._learner.observe(text.features, asked.confidences, accepted)
         text.hidden = None if out.hidden is None else out.hidden[:, accepted]
         text.features = None
-        return VerifyResult(accepted, token, guesses, logprobs)
+        forced = text.pipeline.forced(text.tokens)
+        return VerifyResult(accepted, token, guesses, logprobs, forced)
 
     def judge(self, ids: Sequence[int]) -> list[Signal | None]:
         """What H-RAD makes of each text's last verification; None if it was not watched."""
