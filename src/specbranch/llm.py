@@ -141,6 +141,15 @@ class LLM:
         plain.executor = self.executor
         return plain
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The parameters that the target's generation configuration asks for, as in vLLM.
+
+        They may sample; `SamplingParams()` is greedy, whatever the target's configuration.
+        """
+        defaults: dict[str, Any] = dict(self.engine.models.defaults)
+        temperature = defaults.pop("temperature", 0.0)
+        return SamplingParams(temperature=temperature).with_defaults(defaults)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],

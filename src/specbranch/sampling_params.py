@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from specbranch.structured_outputs import StructuredOutputsParams, as_structured
 Acceptance = Literal["coupled", "rejection"]
 MOST_SEED = 2**64 - 1
 MOST_PENALTY = 2.0  # OpenAI's and vLLM's
+# What a target may have defaults for, and what has no effect.
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class SamplingParams:
     Logits pass, in this order: `logits_processors`, `allowed_token_ids`, `bad_words`, `min_tokens`,
     `logit_bias`, `repetition_penalty`, `frequency_penalty`, `presence_penalty`, the mask of
     `structured_outputs`, then `temperature`, `top_k`, `top_p` and `min_p`.
+
+    What is None of `top_k`, `top_p`, `min_p` and `repetition_penalty` is as the target's generation
+    configuration has it, or else off: see `ModelConfig.generation_config`.
 
     Attributes:
         temperature: 0 is greedy decoding, the default.
@@ -72,10 +77,10 @@ class SamplingParams:
     """
 
     temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     max_tokens: int | None = 128
     seed: int | None = None
     stop: str | Sequence[str] | None = ()
@@ -108,8 +113,10 @@ class SamplingParams:
             "presence_penalty",
             "frequency_penalty",
         ):
-            self._set(name, _number(name, getattr(self, name)))
-        self._set("top_k", max(0, self._whole_number("top_k", least=-1)))
+            if getattr(self, name) is not None or name not in OFF:
+                self._set(name, _number(name, getattr(self, name)))
+        if self.top_k is not None:
+            self._set("top_k", max(0, self._whole_number("top_k", least=-1)))
         if self.max_tokens is not None:
             self._set("max_tokens", self._whole_number("max_tokens", least=1))
         self._set("min_tokens", self._whole_number("min_tokens", 0, self.max_tokens))
@@ -141,9 +148,13 @@ class SamplingParams:
         """Refuse values out of their range."""
         checks = [
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty is None or self.repetition_penalty > 0,
+                "above 0",
+            ),
             ("presence_penalty", abs(self.presence_penalty) <= MOST_PENALTY, "between -2 and 2"),
             ("frequency_penalty", abs(self.frequency_penalty) <= MOST_PENALTY, "between -2 and 2"),
             ("stop", _are_strings(self.stop or ()), "non-empty strings"),
@@ -175,6 +186,16 @@ class SamplingParams:
             beyond = f"{least} or more" if most is None else f"between {least} and {most}"
             raise InputError(f"{name} must be {beyond}, not {value!r}")
         return int(value)
+
+    def with_defaults(self, defaults: Mapping[str, float]) -> SamplingParams:
+        """The same with everything set.
+
+        Args:
+            defaults: of the target's generation configuration; what it does not say is off.
+        """
+        lacking = [name for name in OFF if getattr(self, name) is None]
+        found: dict[str, Any] = {name: defaults.get(name, OFF[name]) for name in lacking}
+        return replace(self, **found)
 
     @property
     def greedy(self) -> bool:

@@ -6,7 +6,11 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from specbranch.cli.sampling_arguments import add_sampling
+from specbranch.cli.sampling_arguments import (
+    add_outputs,
+    add_sampling,
+    add_structured_outputs,
+)
 
 _TIMELINE = "draw what the executors did when: .svg, .png, or .json for Perfetto"
 
@@ -55,6 +59,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_drafting(parser)
     add_pair(parser)
     add_sampling(parser)
+    add_structured_outputs(parser)
+    add_outputs(parser)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +134,11 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
     _add_former(parser, "--width", "padding", number_or_word)
     add("--max-model-len", type=int, help="most tokens of a text, prompt included")
+    add(
+        "--generation-config",
+        default="auto",
+        help="auto (default): penalties and cut-offs that are not given are the target's; none",
+    )
 
 
 def add_pair(parser: argparse.ArgumentParser) -> None:
@@ -161,7 +172,9 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     add = group.add_argument
     add(
+        "--num-speculative-tokens",
         "--gamma",
+        dest="gamma",
         type=number_or_word,
         help="most tokens drafted ahead in a round; auto follows their speed",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def token_ids(given: str) -> list[int]:
@@ -31,6 +32,26 @@ class _Gather(argparse.Action):
         setattr(namespace, self.dest, found | dict([values]))
 
 
+def text_or_file(given: str) -> str:
+    """What a file says, or the text itself if there is no such file."""
+    try:
+        file = Path(given)
+        return file.read_text(encoding="utf-8") if file.is_file() else given
+    except OSError:  # a text may be too long for the name of a file
+        return given
+
+
+def add_structured_outputs(parser: argparse.ArgumentParser) -> None:
+    """What the text has to be: fields of `StructuredOutputsParams`."""
+    group = parser.add_argument_group("structured outputs: the text is one of these")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--json-schema", type=text_or_file, metavar="SCHEMA", help="JSON by a schema, or its file")
+    add("--json-object", action="store_true", default=None, help="any JSON object")
+    add("--regex", help="what a regular expression matches")
+    add("--choice", action="append", help="this string, or another one (repeatable)")
+    add("--grammar", type=text_or_file, help="EBNF (GBNF or Lark), or its file")
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How text is sampled: fields of `SamplingParams`."""
     group = parser.add_argument_group("sampling")
@@ -38,10 +59,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, default=128)
     if parser.get_default("temperature") is None:
         add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top-k", type=int, default=0)
-    add("--top-p", type=float, default=1.0)
-    add("--min-p", type=float, default=0.0)
-    add("--repetition-penalty", type=float, default=1.0)
+    add("--top-k", type=int, help="likewise the others (default: the target's generation_config)")
+    add("--top-p", type=float)
+    add("--min-p", type=float)
+    add("--repetition-penalty", type=float)
     add("--presence-penalty", type=float, default=0.0, help="of tokens generated before, -2 to 2")
     add("--frequency-penalty", type=float, default=0.0, help="likewise, for each time")
     add("--seed", type=int)
@@ -68,4 +89,25 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--acceptance",
         default="coupled",
         help="rule for sampled drafts: coupled (same seed, same text with any method) or rejection",
+    )
+
+
+def add_outputs(parser: argparse.ArgumentParser) -> None:
+    """What is told of a text, and what is part of it."""
+    group = parser.add_argument_group("outputs")
+    add = group.add_argument
+    add("--n", type=int, default=1, help="samples of each prompt, with seeds that follow")
+    add("--logprobs", type=int, help="with --json: log-probabilities, of so many likeliest tokens")
+    add("--prompt-logprobs", type=int, help="likewise of the prompt")
+    add("--truncate-prompt-tokens", type=int, help="keep so many of the prompt, the last; -1 fits")
+    add(
+        "--include-stop-str-in-output",
+        action="store_true",
+        help="the string or token that ends the text is part of it",
+    )
+    add(
+        "--keep-special-tokens",
+        dest="skip_special_tokens",
+        action="store_false",
+        help="special tokens are part of the text",
     )

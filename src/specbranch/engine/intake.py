@@ -31,7 +31,7 @@ def make_request(
         id: the name of the text on every executor.
         models: what continues it.
     """
-    params = params or SamplingParams()
+    params = (params or SamplingParams()).with_defaults(models.defaults)
     spec = method or pick_method(config.method, models.draft is not None)
     if params.n > 1:
         raise InputError(f"this makes one text: n must be 1, not {params.n}; generate makes more")

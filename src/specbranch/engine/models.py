@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,7 @@ class EngineModels:
         tokenizer: of both; None where prompts are token ids.
         max_model_len: most tokens of a text, prompt included.
         padding: of the target's forwards.
+        defaults: of sampling, where the generation configuration counts.
     """
 
     target: ModelInfo
@@ -28,6 +30,7 @@ class EngineModels:
     tokenizer: Any
     max_model_len: int
     padding: Padding
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def grammar_vocabulary(self) -> GrammarVocabulary:

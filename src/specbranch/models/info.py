@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from specbranch.models.gguf import FILE_TYPE
 from specbranch.models.restricted_head import RestrictedHead
@@ -31,6 +31,7 @@ class ModelInfo:
         compiled: whether its short forwards are.
         quantization: of its linear layers, or None.
         stored: how a GGUF file stores its weights, such as ``Q4_1``; None for other checkpoints.
+        sampling_defaults: of the checkpoint's generation configuration, by `SamplingParams`' names.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
     """
 
@@ -51,6 +52,7 @@ class ModelInfo:
     quantization: str | None = None
     stored: str | None = None
     drafted: int | None = None
+    sampling_defaults: tuple[tuple[str, float], ...] = ()
 
     @property
     def how(self) -> str:
@@ -103,7 +105,20 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         fingerprint=_fingerprint(model, config.vocab_size),
         stored=getattr(config, FILE_TYPE, None),
         drafted=head.out_features if isinstance(head, RestrictedHead) else None,
+        sampling_defaults=_sampling_defaults(generation),
     )
+
+
+def _sampling_defaults(generation: GenerationConfig | None) -> tuple[tuple[str, float], ...]:
+    """What a generation configuration says of sampling; `do_sample` false is temperature 0."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {} if generation is None else generation.to_diff_dict()
+    found = {name: given[name] for name in names if isinstance(given.get(name), int | float)}
+    if not given.get("do_sample"):
+        found.pop("temperature", None)
+    elif "temperature" not in found:
+        found["temperature"] = 1.0
+    return tuple(found.items())
 
 
 @torch.inference_mode()

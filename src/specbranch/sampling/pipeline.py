@@ -89,7 +89,7 @@ class LogitsPipeline:
         if not params.greedy:
             if params.top_k:
                 made.append(TopKLogitsWarper(params.top_k))
-            if params.top_p < 1:
+            if params.top_p is not None and params.top_p < 1:
                 made.append(TopPLogitsWarper(params.top_p))
             if params.min_p:
                 made.append(MinPLogitsWarper(params.min_p))
@@ -183,7 +183,7 @@ def _processors(params: SamplingParams, text: TextConstraints) -> list[RowsProce
         made.append(MinTokens(params.min_tokens, text.end_ids, start))
     if params.logit_bias:
         made.append(LogitBias(params.logit_bias))
-    if params.repetition_penalty != 1:
+    if params.repetition_penalty not in (None, 1):
         made.append(OfTransformers(RepetitionPenaltyLogitsProcessor(params.repetition_penalty)))
     if params.frequency_penalty or params.presence_penalty:
         made.append(OutputPenalties(params.frequency_penalty, params.presence_penalty, start))
