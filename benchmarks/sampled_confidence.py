@@ -21,7 +21,7 @@ from specbranch import LLM, SamplingParams
 from specbranch.models.loader import ModelSpec, load_model
 from specbranch.policy.branching import confidence
 from specbranch.prompts import read_prompts
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.rng import Stream
 from specbranch.sampling.samplers import make_sampler
 

@@ -28,6 +28,7 @@ from specbranch.models.translated_runner import TranslatedRunner
 from specbranch.models.vocabulary_map import VocabularyMap
 from specbranch.policy.signal import Keep, Signal
 from specbranch.policy.tuning import Tuning
+from specbranch.sampling.pipeline import TextConstraints
 from specbranch.sampling_params import SamplingParams
 from specbranch.timing import Span
 from specbranch.token_sequence import TokenSequence
@@ -248,6 +249,7 @@ def decode(
     draft_vocabulary: int | None = None,
     whims: int | None = None,
     translation: VocabularyMap | None = None,
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> Decoded:
     """Run one decoding method over inline executors; the drafter gives its own count of tokens.
 
@@ -273,7 +275,9 @@ def decode(
     assert params.max_tokens is not None
     text = TokenSequence(1, list(prompt), params.max_tokens, stop_ids, ends_text)
     most = len(prompt) + params.max_tokens
-    opening = OpenRequest([OpenText(1, list(prompt), params, most, vocabulary, stop_ids)])
+    constraints = TextConstraints(len(prompt), bad_words, stop_ids)
+    opened = OpenText(1, list(prompt), params, most, vocabulary, stop_ids, constraints=constraints)
+    opening = OpenRequest([opened])
     executors.verifier.submit(opening).result()
     if executors.drafter is not None:
         executors.drafter.submit(opening).result()

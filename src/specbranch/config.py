@@ -20,8 +20,13 @@ PaddingOption = int | None | Literal["auto"]
 MOST_GAMMA = 15  # of γ = auto: with the last committed token a chain fills a forward of 16 tokens
 MOST_BRANCHES = 12  # of k_max = auto
 
-# Names of before, which still work.
-RENAMED = {"lanes": "executor", "lane_timeout": "executor_timeout", "width": "padding"}
+# Other names, which work too: users' of other engines, and those of before.
+RENAMED = {
+    "num_speculative_tokens": "gamma",
+    "lanes": "executor",
+    "lane_timeout": "executor_timeout",
+    "width": "padding",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class ModelConfig:
             are batch-invariant, and pads to 16 tokens elsewhere. A number pads to that. None runs
             forwards as they come; the texts of two methods may then part at near-ties.
         max_model_len: most tokens of a text, prompt included. The target's own limit by default.
+        generation_config: `auto`: what `SamplingParams` leave open, but for the temperature, is as
+            the target's ``generation_config.json`` has it. `none` (vLLM's word is `vllm`): nothing
+            is cut off or penalized then. End-of-text tokens are the target's own either way.
         enforce_eager: run the models as `transformers` does. By default their short forwards are
             compiled on a CPU, once, which takes up to a minute, where there is a C++ compiler and
             the model is small enough to gain. ``SPECBRANCH_ENFORCE_EAGER=1`` does the same.
@@ -66,10 +74,17 @@ class ModelConfig:
     sharded: bool = False
     padding: PaddingOption = "auto"
     max_model_len: int | None = None
+    generation_config: str = "auto"
     enforce_eager: bool = False
 
     def __post_init__(self) -> None:
         check_padding(self.padding)
+        if self.generation_config == "vllm":
+            object.__setattr__(self, "generation_config", "none")
+        if self.generation_config not in ("auto", "none"):
+            raise InputError(
+                f"generation_config must be auto or none, not {self.generation_config!r}"
+            )
         if self.pair is not None and self.target != ModelConfig.target:
             raise InputError("give a target or a pair, not both")
 
@@ -79,7 +94,8 @@ class SpeculativeConfig:
     """How to decode, and how much to draft. `auto` is what pays, by running estimates.
 
     Attributes:
-        gamma: γ, most tokens drafted ahead in one round. `auto` is as many as the draft has time
+        gamma: γ, most tokens drafted ahead in one round; users know it as `num_speculative_tokens`,
+            which `EngineConfig.of` and `LLM` take. `auto` is as many as the draft has time
             for, and stops a branch stage when the chain is verified.
         epsilon: ε, a token's estimated acceptance below which a position is uncertain. `auto`
             drafts as long as that estimate is worth its time.
@@ -210,6 +226,9 @@ class EngineConfig:
             InputError: an unknown name, with the nearest known one; or a value out of its range.
         """
         given = {RENAMED.get(name, name): value for name, value in options.items()}
+        for name, other in RENAMED.items():
+            if name in options and other in options:
+                raise InputError(f"{name} and {other} are one option: give one of them")
         if given.get("method", "") is None:
             given["method"] = SpeculativeConfig.method
         parts: dict[str, Any] = {}
@@ -223,7 +242,7 @@ class EngineConfig:
             parts[part] = kind(**{name: given.pop(name) for name in names & given.keys()})
         if given:
             name = min(given)
-            near = get_close_matches(name, option_names(), n=1)
+            near = get_close_matches(name, [*option_names(), "num_speculative_tokens"], n=1)
             hint = f"did you mean {near[0]}?" if near else f"use {', '.join(option_names())}"
             raise InputError(f"unknown option '{name}': {hint}")
         return cls(**parts)

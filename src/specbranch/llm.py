@@ -13,12 +13,13 @@ from specbranch.config import EngineConfig, SpeculativeConfig
 from specbranch.engine.assembly import Assembled, assemble, assemble_from_models
 from specbranch.engine.engine import Engine
 from specbranch.engine.inputs import Prompt, as_prompts, chat_prompt, match_params
+from specbranch.engine.intake import samples
 from specbranch.engine.request import EngineRequest, StepOutput
 from specbranch.executors.cpu_affinity import AffinityPlan
 from specbranch.methods.registry import MethodSpec, find_method, pick_method
 from specbranch.models.info import ModelInfo
 from specbranch.models.padding import NATURAL, Padding
-from specbranch.outputs import Piece, RequestOutput
+from specbranch.outputs import Piece, RequestOutput, merge_samples
 from specbranch.sampling_params import SamplingParams
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -140,6 +141,15 @@ class LLM:
         plain.executor = self.executor
         return plain
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The parameters that the target's generation configuration asks for, as in vLLM.
+
+        They may sample; `SamplingParams()` is greedy, whatever the target's configuration.
+        """
+        defaults: dict[str, Any] = dict(self.engine.models.defaults)
+        temperature = defaults.pop("temperature", 0.0)
+        return SamplingParams(temperature=temperature).with_defaults(defaults)
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -165,13 +175,17 @@ class LLM:
         pairs = zip(several, match_params(several, params), strict=True)
         spec = self._method(method)
         made = [
-            self.engine.make_request(prompt, own, method=spec, config=config)
+            [
+                self.engine.make_request(prompt, sample, method=spec, config=config)
+                for sample in samples(own)
+            ]
             for prompt, own in pairs
         ]
-        for request in tqdm(made, desc="prompts", disable=not progress):
-            for _ in self._rounds(request):
-                pass
-        return [request.output() for request in made]
+        for requests in tqdm(made, desc="prompts", disable=not progress):
+            for request in requests:
+                for _ in self._rounds(request):
+                    pass
+        return [merge_samples([request.output() for request in requests]) for requests in made]
 
     def chat(
         self,

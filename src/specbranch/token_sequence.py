@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from specbranch.logprobs import PlaceLogprobs
+
 
 class Origin(StrEnum):
     """Which guess, if any, a committed token comes from."""
@@ -32,6 +34,8 @@ class TokenSequence:
         prompt: token ids.
         max_tokens: most tokens to generate, the context limit considered.
         stop_ids: tokens that end the text when they are committed; they are part of it.
+        logprobs: of each generated token, where they were asked for.
+        forced: tokens that the grammar of the text, if it has one, leaves no choice about next.
         ends_text: called with all generated tokens after each one; true ends the text there.
     """
 
@@ -43,6 +47,8 @@ class TokenSequence:
     tokens: list[int] = field(default_factory=list)
     origins: list[Origin] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    logprobs: list[PlaceLogprobs] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:

@@ -24,9 +24,21 @@ def test_names_of_before_still_work():
     assert config.model.padding == 8
 
 
+def test_gamma_has_the_name_that_other_engines_give_it():
+    config = EngineConfig.of(num_speculative_tokens=3)
+    assert config == EngineConfig.of(gamma=3)
+    assert config.speculative.longest == 3
+
+
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
+        (
+            {"gamma": 2, "num_speculative_tokens": 3},
+            "num_speculative_tokens and gamma are one option: give one of them",
+        ),
+        ({"num_speculative_token": 3}, "unknown option 'num_speculative_token': did you mean num_"),
+        ({"generation_config": "mine"}, "generation_config must be auto or none, not 'mine'"),
         ({"gama": 3}, "unknown option 'gama': did you mean gamma?"),
         ({"xyzzy": 3}, "unknown option 'xyzzy': use target, draft, pair, "),
         ({"padding": 0}, "padding must be auto, 1 or more, or None, not 0"),

@@ -137,6 +137,42 @@ def test_enumeration_of_all_draws_with_retrieved_chains(monkeypatch, branching):
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("method", "length", "vocabulary"),
+    [("lookup", 5, 2), ("speculative", 3, 3), ("pearl", 3, 3), ("specbranch", 3, 3)],
+)
+def test_enumeration_of_all_draws_with_logits_processors(monkeypatch, method, length, vocabulary):
+    enumerator = Enumerator()
+    for module in (draft_worker, target_worker):
+        monkeypatch.setattr(module, "make_sampler", lambda params: enumerator)
+    target = random_table(7, vocabulary, scale=1.0)
+    draft = imitation(target, 8, vocabulary, noise=1.0)
+    params = SamplingParams(
+        temperature=0.9,
+        seed=0,
+        max_tokens=length,
+        acceptance="rejection",
+        frequency_penalty=0.8,
+        logit_bias={0: 0.5},
+    )
+    found = defaultdict(float)
+    going = True
+    while going:
+        text = decode(method, target, draft, vocabulary, params, SpeculativeConfig(2, 0.0, 2)).text
+        found[tuple(text.tokens)] += enumerator.weight
+        going = enumerator.next_run()
+
+    def processed(context):
+        row = target(context).clone()
+        row[0] += 0.5
+        for token in context[1:]:  # the prompt, one token, does not count
+            row[token] -= 0.8
+        return row
+
+    expected = exact_distribution(processed, vocabulary, length, 0.9)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
 def chi_square_99_9(degrees: int) -> float:
     """The 99.9th percentile of chi-square, by the Wilson-Hilferty approximation."""
     return degrees * (1 - 2 / (9 * degrees) + 3.0902 * math.sqrt(2 / (9 * degrees))) ** 3

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from specbranch.errors import InputError
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.rng import Stream, _mix, gumbel_noise, random_bits, uniform
 from specbranch.sampling.samplers import GumbelSampler, make_sampler
 from specbranch.sampling_params import MOST_SEED, SamplingParams

@@ -8,7 +8,7 @@ import torch
 from specbranch.config import SpeculativeConfig
 from specbranch.errors import InputError
 from specbranch.policy.verify import residual, verify_matching, verify_rejection
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.rng import Stream, gumbel_noise
 from specbranch.sampling.samplers import GreedySampler, GumbelSampler
 from specbranch.sampling_params import SamplingParams

@@ -85,7 +85,7 @@ def shares_of(texts: list[list[list[int]]], sampling: dict[str, Any]) -> torch.T
     and a random part of its own.
     """
     from specbranch.models.loader import ModelSpec, load_model
-    from specbranch.sampling.processors import LogitsPipeline
+    from specbranch.sampling.pipeline import LogitsPipeline
     from specbranch.sampling_params import SamplingParams
 
     model = load_model(ModelSpec("target", dtype="float32", eager=True))

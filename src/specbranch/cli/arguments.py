@@ -6,6 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from specbranch.cli.sampling_arguments import (
+    add_outputs,
+    add_sampling,
+    add_structured_outputs,
+)
+
 _TIMELINE = "draw what the executors did when: .svg, .png, or .json for Perfetto"
 
 
@@ -53,6 +59,8 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     add_drafting(parser)
     add_pair(parser)
     add_sampling(parser)
+    add_structured_outputs(parser)
+    add_outputs(parser)
 
 
 def add_vllm_args(parser: argparse.ArgumentParser) -> None:
@@ -136,6 +144,11 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     )
     _add_former(parser, "--width", "padding", number_or_word)
     add("--max-model-len", type=int, help="most tokens of a text, prompt included")
+    add(
+        "--generation-config",
+        default="auto",
+        help="auto (default): penalties and cut-offs that are not given are the target's; none",
+    )
 
 
 def add_pair(parser: argparse.ArgumentParser) -> None:
@@ -165,31 +178,13 @@ def add_pair(parser: argparse.ArgumentParser) -> None:
     add("--profile", type=Path, help="virtual executors, as fast as this JSON file says")
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    add = group.add_argument
-    add("--max-tokens", type=int, default=128)
-    if parser.get_default("temperature") is None:
-        add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    add("--top-k", type=int, default=0)
-    add("--top-p", type=float, default=1.0)
-    add("--min-p", type=float, default=0.0)
-    add("--repetition-penalty", type=float, default=1.0)
-    add("--seed", type=int)
-    add("--stop", action="append", default=[], help="string that ends the text (repeatable)")
-    add("--ignore-eos", action="store_true", help="go on after the end-of-text token")
-    add(
-        "--acceptance",
-        default="coupled",
-        help="rule for sampled drafts: coupled (same seed, same text with any method) or rejection",
-    )
-
-
 def add_drafting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("decoding")
     add = group.add_argument
     add(
+        "--num-speculative-tokens",
         "--gamma",
+        dest="gamma",
         type=number_or_word,
         help="most tokens drafted ahead in a round; auto follows their speed",
     )

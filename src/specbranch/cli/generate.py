@@ -19,10 +19,12 @@ from specbranch.cli.checks import check_counts
 from specbranch.cli.held_back import hold_back_warnings
 from specbranch.cli.pair import load_llm, sampling_params
 from specbranch.engine import timeline
-from specbranch.engine.inputs import Prompt, chat_prompt, encode
+from specbranch.engine.inputs import Prompt, chat_prompt
+from specbranch.engine.intake import samples
 from specbranch.engine.request import EngineRequest
 from specbranch.errors import InputError
 from specbranch.llm import LLM
+from specbranch.logprobs import PlaceLogprobs
 from specbranch.metrics import Metrics, Round
 from specbranch.outputs import RequestOutput
 from specbranch.prompts import read_prompts, read_rows
@@ -70,7 +72,11 @@ def _valid(prompts: Sequence[Prompt | InputError]) -> list[Prompt]:
 
 
 def _check(
-    llm: LLM, row: int, prompt: str | InputError, options: argparse.Namespace
+    llm: LLM,
+    row: int,
+    prompt: str | InputError,
+    params: SamplingParams,
+    options: argparse.Namespace,
 ) -> Prompt | InputError:
     """The prompt as it is given to the model, or why this pair cannot continue it."""
     if isinstance(prompt, InputError):
@@ -80,7 +86,7 @@ def _check(
         given: Prompt = prompt
         if options.chat:
             given = chat_prompt(conversation(prompt, options.system), llm.tokenizer)
-        encode(given, llm.tokenizer, llm.target.vocabulary, llm.max_model_len)
+        llm.request(given, samples(params)[0])
     except InputError as error:
         if file is None:
             return error
@@ -103,15 +109,31 @@ def summary(metrics: Metrics) -> str:
     )
 
 
+def _places(place: PlaceLogprobs) -> dict[int, dict[str, Any]]:
+    return {token: asdict(found) for token, found in place.items()}
+
+
 def _as_json(output: RequestOutput, method: str) -> dict[str, Any]:
     completion = output.outputs[0]
-    return {
+    told: dict[str, Any] = {}
+    if output.prompt_logprobs is not None:
+        told["prompt_logprobs"] = [place and _places(place) for place in output.prompt_logprobs]
+    if completion.logprobs is not None:
+        told["cumulative_logprob"] = completion.cumulative_logprob
+        told["logprobs"] = [_places(place) for place in completion.logprobs]
+    if len(output.outputs) > 1:
+        told["outputs"] = [
+            {name: getattr(each, name) for name in ("index", "text", "token_ids", "finish_reason")}
+            for each in output.outputs
+        ]
+    return told | {
         "prompt": output.prompt,
         "prompt_token_ids": output.prompt_token_ids,
         "text": completion.text,
         "token_ids": completion.token_ids,
         "origins": completion.origins,
         "finish_reason": completion.finish_reason,
+        "stop_reason": completion.stop_reason,
         "method": method,
         "seed": output.params.seed,
         "metrics": output.metrics.as_dict(),
@@ -192,6 +214,8 @@ def run_generate(options: argparse.Namespace) -> int:
     prompts = _prompts(options)
     if all(isinstance(prompt, InputError) for prompt in prompts):
         _valid(prompts)  # says so before anything is loaded
+    if options.compare and params.n > 1:
+        raise InputError("--compare takes one sample of a prompt: leave out --n")
     if options.compare and not params.greedy and params.acceptance == "rejection":
         raise InputError(
             "--compare needs --acceptance coupled: rejection sampling equals plain decoding in "
@@ -204,7 +228,9 @@ def run_generate(options: argparse.Namespace) -> int:
             raise InputError("--compare draws nothing: use `specbranch compare --timeline`")
         timeline.check_file(options.timeline)
     with load_llm(options) as llm:
-        checked = [_check(llm, row, prompt, options) for row, prompt in enumerate(prompts, start=1)]
+        checked = [
+            _check(llm, row, prompt, params, options) for row, prompt in enumerate(prompts, start=1)
+        ]
         valid = _valid(checked)
         code = _generate(llm, valid, params, options)
         return code if len(valid) == len(prompts) else 1
@@ -224,12 +250,13 @@ def _generate(
             print(json.dumps(_as_json(output, llm.method)), flush=True)
             drawn[f"prompt {number}"] = output.rounds
         else:
-            request = llm.request(prompt, params)
-            if isinstance(prompt, str):  # the template of a conversation is nothing to read
-                emit(console, prompt, "dim")
-            stream(llm, request, console)
-            total += request.metrics
-            drawn[f"prompt {number}"] = request.rounds
+            for sample in samples(params):
+                request = llm.request(prompt, sample)
+                if isinstance(prompt, str):  # the template of a conversation is nothing to read
+                    emit(console, prompt, "dim")
+                stream(llm, request, console)
+                total += request.metrics
+                drawn.setdefault(f"prompt {number}", []).extend(request.rounds)
     if options.timeline:
         timeline.save(drawn, options.timeline)
         idle = 100 * timeline.target_idle(drawn.values())

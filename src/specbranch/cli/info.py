@@ -38,9 +38,12 @@ def _facts(llm: LLM) -> Table:
     _describe(table, "target", llm.target)
     if llm.draft:
         _describe(table, "draft", llm.draft)
-        table.add_row("vocabulary", f"{len(llm.tokenizer)} tokens, the same for both")
+        table.add_row("vocabulary", f"{len(llm.tokenizer)} tokens")
     else:
         table.add_row("vocabulary", f"{len(llm.tokenizer)} tokens")
+    if defaults := llm.engine.models.defaults:
+        said = ", ".join(f"{name} {value:g}" for name, value in defaults.items())
+        table.add_row("generation", f"{said}; greedy unless a temperature is given")
     table.add_row("context", f"{llm.max_model_len} tokens")
     table.add_row("exactness", str(llm.padding))
     table.add_row("executor", llm.executor)

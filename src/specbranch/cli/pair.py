@@ -59,6 +59,7 @@ def load_llm(options: argparse.Namespace, profile: Profile | None = None) -> LLM
         profile=profile,
         padding=options.padding or None,
         max_model_len=options.max_model_len,
+        generation_config=options.generation_config,
         enforce_eager=options.enforce_eager,
         **given,
     )
@@ -90,4 +91,11 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
         InputError: a value out of its range.
     """
     names = [field.name for field in fields(SamplingParams)]
-    return SamplingParams(**{name: vars(options)[name] for name in names if name in options})
+    given = {name: vars(options)[name] for name in names if name in options}
+    asked = {
+        "json" if name == "json_schema" else name: getattr(options, name, None)
+        for name in ("json_schema", "json_object", "regex", "choice", "grammar")
+    }
+    if structured := {name: value for name, value in asked.items() if value is not None}:
+        given["structured_outputs"] = structured
+    return SamplingParams(**given)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from specbranch.cli.arguments import add_drafting, add_pair, add_sampling
+from specbranch.cli.arguments import add_drafting, add_pair
+from specbranch.cli.sampling_arguments import add_sampling
 
 
 def add_hrad(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +14,24 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 CONTEXT = 5  # prompt tokens that precede the first generated one when it is decoded
 CHARACTER = 4  # most tokens of one character: the bytes of its UTF-8 encoding
 MOST_PENDING = 8  # tokens held back as a possible part of a character
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """What is part of a text, under the names of `SamplingParams` or nearly so.
+
+    Attributes:
+        skip_special_tokens: special tokens are not.
+        include_stop: the string or token that ends the text is.
+        min_tokens: no stop string may end with one of the first so many tokens.
+    """
+
+    skip_special_tokens: bool = True
+    include_stop: bool = False
+    min_tokens: int = 0
+
+
+DEFAULT = TextOptions()
 
 
 class Detokenizer:
@@ -33,11 +52,13 @@ class Detokenizer:
         stop: strings that end the text, which is cut before them. Text is held back while it may be
             the start of one. A string that is exactly a special token ends the text at that token,
             although special tokens are no part of the text.
+        options: what is part of the text.
 
     Attributes:
         segments: the text that each token added, in order.
         text: the segments joined, cut before the stop string.
         ended: whether no more text will follow.
+        stop_reason: the stop string that ended the text, if one did.
 
     Raises:
         InputError: stop strings without a tokenizer.
@@ -48,22 +69,27 @@ class Detokenizer:
         tokenizer: PreTrainedTokenizerBase | None,
         prompt: Sequence[int],
         stop: Sequence[str] = (),
+        options: TextOptions = DEFAULT,
     ) -> None:
         if tokenizer is None and stop:
             raise InputError("stop strings need a tokenizer: use stop_token_ids")
         self._tokenizer = tokenizer
+        self._options = options
         self._special = {} if tokenizer is None else _special_tokens(tokenizer)
+        self._skipped = self._special if options.skip_special_tokens else {}
         special = set(self._special.values())
         self._stop_tokens = {s for s in stop if s in special}
         self._stop = [s for s in stop if s not in special]
         self._hold = max((len(s) - 1 for s in self._stop), default=0)
-        self._start_window([token for token in prompt if token not in self._special])
+        self._unsearched = 0  # characters in which no stop string may end
+        self._start_window([token for token in prompt if token not in self._skipped])
         self._segment = 0  # the first one that is not wholly released
         self._offset = 0  # its place in the text
         self._released = 0
         self.segments: list[str] = []
         self.text = ""
         self.ended = False
+        self.stop_reason: str | None = None
 
     def _start_window(self, prompt: list[int]) -> None:
         """Set the window to the end of the prompt, split between characters.
@@ -91,7 +117,9 @@ class Detokenizer:
     def _decode(self, start: int, end: int | None = None) -> str:
         assert self._tokenizer is not None
         text: str = self._tokenizer.decode(
-            self._ids[start:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self._ids[start:end],
+            skip_special_tokens=self._options.skip_special_tokens,
+            clean_up_tokenization_spaces=False,
         )
         return text
 
@@ -104,12 +132,29 @@ class Detokenizer:
     def push(self, token: int) -> bool:
         """Add a token; True if the text now contains a stop string, which it is cut before."""
         self.segments.append("")
-        if self._special.get(token) in self._stop_tokens:
+        special = self._special.get(token)
+        if special in self._stop_tokens and self._may_stop:
             self.finish()
-        elif self._tokenizer is not None and token not in self._special:
+            self.stop_reason = special
+            if self._options.include_stop and special is not None:
+                self.segments[-1] += special
+                self.text += special
+        elif self._tokenizer is not None and token not in self._skipped:
             self._ids.append(token)
             self._append(self._complete_text())
+        if not self._may_stop:
+            self._unsearched = len(self.text)
         return self.ended
+
+    def push_stop(self, token: int) -> None:
+        """Add the stop token that ended the text, if that is part of it."""
+        if self._options.include_stop:
+            self.push(token)
+
+    @property
+    def _may_stop(self) -> bool:
+        """Whether a stop string may end with the latest token."""
+        return len(self.segments) > self._options.min_tokens
 
     def _complete_text(self) -> str:
         """The text of the pending tokens, once no character of it is incomplete."""
@@ -147,14 +192,24 @@ class Detokenizer:
         searched_from = max(0, len(self.text) - self._hold)
         self.segments[-1] += new
         self.text += new
-        found = [
-            (start + len(stop), start)
-            for stop in self._stop
-            if (start := self.text.find(stop, searched_from)) >= 0
-        ]
+        if not self._may_stop:
+            return
+        found = []
+        for stop in self._stop:
+            first = max(searched_from, self._unsearched - len(stop) + 1)
+            if (start := self.text.find(stop, first)) >= 0:
+                found.append((start + len(stop), start, stop))
         if found:
-            self.text = self.text[: min(found)[1]]
+            end, start, self.stop_reason = min(found)
+            self.text = self.text[: end if self._options.include_stop else start]
             self.ended = True
+
+    def text_of(self, token: int) -> str | None:
+        """A token alone as text; None without a tokenizer."""
+        if self._tokenizer is None:
+            return None
+        text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return text
 
     def finish(self) -> None:
         """End the text: nothing is held back any longer, not even an incomplete character."""

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from specbranch.config import SchedulerConfig, SpeculativeConfig
-from specbranch.engine.detokenizer import Detokenizer
+from specbranch.engine.constraints import sendable
 from specbranch.engine.driver import DrafterFailedError, Driver
 from specbranch.engine.executor_pair import ExecutorPair
-from specbranch.engine.inputs import Prompt, encode
+from specbranch.engine.inputs import Prompt
+from specbranch.engine.intake import make_request
 from specbranch.engine.models import EngineModels
 from specbranch.engine.request import EngineRequest, StepOutput
 from specbranch.engine.scheduler import Scheduler
 from specbranch.engine.supervisor import Supervisor
-from specbranch.errors import ExecutorError, InputError
+from specbranch.errors import ExecutorError
 from specbranch.executors.base import Executor
 from specbranch.methods.base import MethodContext
-from specbranch.methods.registry import PLAIN, MethodSpec, pick_method
+from specbranch.methods.registry import PLAIN, MethodSpec
 from specbranch.metrics import Round
 from specbranch.sampling_params import SamplingParams
-from specbranch.token_sequence import TokenSequence
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.messages import OpenText
-from specbranch.workers.requests import CloseRequest, OpenRequest, RewindRequest
+from specbranch.workers.requests import (
+    CloseRequest,
+    PromptLogprobsRequest,
+    RewindRequest,
+)
 
 
 class Engine:
@@ -84,37 +87,11 @@ class Engine:
             config: how much to draft; by default the engine's.
 
         Raises:
-            InputError: the prompt is empty, no prompt, or leaves no room in the context; or stop
-                strings without a tokenizer.
+            InputError: the prompt is empty, no prompt, or leaves no room in the context; stop
+                strings without a tokenizer; or parameters that do not fit the models.
         """
-        models, params = self.models, params or SamplingParams()
-        config = config or self.config
-        spec = method or pick_method(config.method, models.draft is not None)
-        encoded = encode(prompt, models.tokenizer, models.target.vocabulary, models.max_model_len)
-        if params.seed is None and not params.greedy:
-            params = replace(params, seed=secrets.randbits(63))
-        if params.stop and models.tokenizer is None:
-            raise InputError("stop strings need a tokenizer: use stop_token_ids")
-        detokenizer = Detokenizer(models.tokenizer, encoded.token_ids, params.stop or ())
-        room = models.max_model_len - len(encoded.token_ids)
-        stop_ids = set(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            stop_ids |= models.target.eos_ids
-        sequence = TokenSequence(
-            next(self.executors.ids),
-            encoded.token_ids,
-            room if params.max_tokens is None else min(params.max_tokens, room),
-            frozenset(stop_ids),
-            ends_text=lambda tokens: detokenizer.push(tokens[-1]),
-        )
-        return EngineRequest(
-            encoded.text,
-            sequence,
-            detokenizer,
-            params,
-            spec,
-            config,
-            models.padding,
+        return make_request(
+            next(self.executors.ids), prompt, self.models, params, method, config or self.config
         )
 
     def submit(self, request: EngineRequest) -> None:
@@ -198,7 +175,10 @@ class Engine:
             config.branch_tokens,
             request.padding,
             judged=judged,
+            constraints=request.constraints,
         )
+        follows = request.constraints.grammar is not None
+        vocabulary = self.models.grammar_vocabulary if follows else None
         reading = None
         # The prompt is most work for the target, and next to none for the draft.
         executors.set_verifier_affinity(overlapped=False, anew=True)
@@ -206,8 +186,15 @@ class Engine:
             executors.set_drafter_affinity(spec.overlaps)
             # The draft first: it reads the prompt while the target may keep this thread busy.
             capacity = min(text.capacity, self.models.draft.positions)
-            reading = request.drafter.submit(OpenRequest([replace(text, capacity=capacity)]))
-        executors.verifier.submit(OpenRequest([text])).result()
+            drafted = replace(text, capacity=capacity, params=sendable(text.params))
+            reading = request.drafter.submit(
+                executors.opening(request.drafter, drafted, vocabulary)
+            )
+        opening = executors.opening(executors.verifier, text, vocabulary)
+        executors.verifier.submit(opening).result()
+        if request.params.prompt_logprobs is not None:
+            scored = executors.verifier.submit(PromptLogprobsRequest(request.id))
+            request.scored_prompt = scored.result()
         if reading is not None:
             try:
                 reading.result()

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from statistics import median
 from threading import RLock
 from typing import Any
+from weakref import WeakSet
 
 from specbranch.config import SpeculativeConfig
 from specbranch.executors.base import Executor, PingRequest
 from specbranch.executors.cpu_affinity import AffinityPlan
 from specbranch.policy.tuning import Tuning
+from specbranch.sampling.grammar import GrammarVocabulary
 from specbranch.workers.drafter import Drafter
-from specbranch.workers.requests import ResetRequest
+from specbranch.workers.messages import OpenText
+from specbranch.workers.requests import OpenRequest, ResetRequest
 from specbranch.workers.verifier import Verifier
 
 
@@ -42,10 +45,24 @@ class ExecutorPair:
     lock: Any = field(default_factory=RLock)
     closed: bool = False
     _verifier_overlaps: bool | None = None
+    _told: WeakSet[Executor[Any]] = field(default_factory=WeakSet)
 
     def tuning(self, config: SpeculativeConfig, greedy: bool) -> Tuning:
         """What was learned of such texts with this configuration so far."""
         return self.tunings.setdefault((config, greedy), Tuning(config))
+
+    def opening(
+        self, executor: Executor[Any], text: OpenText, vocabulary: GrammarVocabulary | None
+    ) -> OpenRequest:
+        """The request that opens a text on one of the executors.
+
+        Args:
+            vocabulary: where the text follows a grammar. It is large, and is sent once.
+        """
+        if vocabulary is None or executor in self._told:
+            return OpenRequest([text])
+        self._told.add(executor)
+        return OpenRequest([text], vocabulary)
 
     @property
     def divides_cores(self) -> bool:

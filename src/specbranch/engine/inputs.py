@@ -108,7 +108,13 @@ def _is_id(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def encode(prompt: Prompt, tokenizer: Any, vocabulary: int, max_model_len: int) -> EncodedPrompt:
+def encode(
+    prompt: Prompt,
+    tokenizer: Any,
+    vocabulary: int,
+    max_model_len: int,
+    truncate: int | None = None,
+) -> EncodedPrompt:
     """A prompt as token ids.
 
     Args:
@@ -116,6 +122,7 @@ def encode(prompt: Prompt, tokenizer: Any, vocabulary: int, max_model_len: int) 
         tokenizer: None takes token ids alone.
         vocabulary: number of logits.
         max_model_len: most tokens of a text, prompt included.
+        truncate: keep so many tokens, the last ones.
 
     Raises:
         InputError: it is no prompt, is empty, or leaves no room in the context.
@@ -141,6 +148,8 @@ def encode(prompt: Prompt, tokenizer: Any, vocabulary: int, max_model_len: int) 
         raise InputError("the prompt has no tokens: give some text to continue")
     if not all(0 <= token < vocabulary for token in ids):
         raise InputError(f"prompt token ids must be between 0 and {vocabulary - 1}")
+    if truncate is not None:
+        ids = ids[-truncate:]
     if len(ids) >= max_model_len:
         raise InputError(
             f"the prompt has {len(ids)} tokens and the context holds {max_model_len}: "

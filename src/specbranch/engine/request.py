@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specbranch.config import SpeculativeConfig
 from specbranch.engine.detokenizer import Detokenizer
 from specbranch.executors.base import Executor
+from specbranch.logprobs import PlaceLogprobs
 from specbranch.methods.base import Method
 from specbranch.methods.registry import MethodSpec
 from specbranch.metrics import Fates, Metrics, Round
 from specbranch.models.padding import Padding
 from specbranch.outputs import CompletionOutput, Piece, RequestOutput, Speculation
+from specbranch.sampling.pipeline import UNCONSTRAINED, TextConstraints
 from specbranch.sampling_params import SamplingParams
 from specbranch.token_sequence import FinishReason, TokenSequence
 from specbranch.workers.drafter import Drafter
@@ -30,12 +32,14 @@ class EngineRequest:
         spec: the decoding method that was asked for.
         config: how much to draft.
         padding: of the target's forwards.
+        constraints: what the parameters come to for the text.
         metrics, rounds: of what was decoded so far.
         method: the state machine, once the text is open on the workers.
         opened: whether its prompt was handed to the workers.
         drafter: the executor of the drafter that the text is open on; None where it is on none.
         reason: why the text went on without the draft, if it did.
         error: what ended the text, if that was no end of its own.
+        scored_prompt: log-probabilities of the prompt's tokens after the first, if asked for.
     """
 
     prompt: str
@@ -45,6 +49,7 @@ class EngineRequest:
     spec: MethodSpec
     config: SpeculativeConfig
     padding: Padding
+    constraints: TextConstraints = UNCONSTRAINED
     metrics: Metrics = field(default_factory=Metrics)
     rounds: list[Round] = field(default_factory=list)
     method: Method | None = None
@@ -52,6 +57,7 @@ class EngineRequest:
     drafter: Executor[Drafter] | None = None
     reason: str | None = None
     error: BaseException | None = None
+    scored_prompt: list[PlaceLogprobs] | None = None
 
     @property
     def id(self) -> int:
@@ -71,6 +77,9 @@ class EngineRequest:
         self.rounds.append(done)
         self.metrics.add(done)
         if self.finished:
+            last = self.sequence.tokens[-1]
+            if last in self.sequence.stop_ids:
+                self.detokenizer.push_stop(last)
             self.detokenizer.finish()
 
     def drop_method(self) -> None:
@@ -98,7 +107,12 @@ class EngineRequest:
             list(sequence.tokens),
             list(sequence.origins),
             sequence.finish_reason or FinishReason.ABORT,
+            self._stop_reason(),
         )
+        if self.params.logprobs is not None:
+            completion.logprobs = [self._decoded(place) for place in sequence.logprobs]
+            pairs = zip(sequence.tokens, sequence.logprobs, strict=True)
+            completion.cumulative_logprob = sum(place[token].logprob for token, place in pairs)
         fates = self.metrics.fates
         return RequestOutput(
             self.prompt,
@@ -108,7 +122,28 @@ class EngineRequest:
             self.metrics,
             self.rounds,
             Speculation(fates.total > 0, self.reason),
+            self._prompt_logprobs(),
+            str(self.id),
         )
+
+    def _stop_reason(self) -> int | str | None:
+        """The stop string or stop token that ended the text."""
+        last = self.sequence.tokens[-1] if self.sequence.tokens else None
+        if last in self.sequence.stop_ids:
+            return last if last in (self.params.stop_token_ids or ()) else None
+        return self.detokenizer.stop_reason
+
+    def _prompt_logprobs(self) -> list[PlaceLogprobs | None] | None:
+        if self.params.prompt_logprobs is None or self.scored_prompt is None:
+            return None
+        return [None, *(self._decoded(place) for place in self.scored_prompt)]
+
+    def _decoded(self, place: PlaceLogprobs) -> PlaceLogprobs:
+        """The same with tokens as text."""
+        return {
+            token: replace(found, decoded_token=self.detokenizer.text_of(token))
+            for token, found in place.items()
+        }
 
 
 @dataclass(frozen=True)

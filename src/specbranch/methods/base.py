@@ -139,6 +139,8 @@ def commit(sequence: TokenSequence, chain: list[int], result: VerifyResult) -> R
     tokens = [*chain[:accepted], result.token]
     origins = [Origin.CHAIN] * accepted + [Origin.TARGET]
     committed = sequence.commit(tokens, origins)
+    sequence.logprobs += result.logprobs[:committed]
+    sequence.forced = result.forced
     used = min(accepted, committed)  # the text may end within the chain
     return Round(
         chain=len(chain),

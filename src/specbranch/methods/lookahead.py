@@ -71,8 +71,8 @@ class Lookahead(Method):
         self._chain: list[int] = []
 
     def plan(self) -> VerifyPlan:
-        ngram = self._window.ngrams.get(self._last, [])
-        self._chain = ngram[: min(self._gamma, self.sequence.remaining - 1)]
+        likely = self.sequence.forced or self._window.ngrams.get(self._last, [])
+        self._chain = likely[: min(self._gamma, self.sequence.remaining - 1)]
         rows = self._window.lookahead_rows(self.sequence.length)
         return VerifyPlan(VerifyText(self.sequence.id, self._chain, lookahead_rows=rows))
 

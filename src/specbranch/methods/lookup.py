@@ -28,7 +28,8 @@ class Lookup(Method):
         self._chain: list[int] = []
 
     def plan(self) -> VerifyPlan:
-        self._chain = self._match(min(self._gamma, self.sequence.remaining - 1))
+        most = min(self._gamma, self.sequence.remaining - 1)
+        self._chain = self.sequence.forced[:most] or self._match(most)
         # These tokens are no sample of a distribution: the target matches them with its own.
         return VerifyPlan(VerifyText(self.sequence.id, self._chain))
 

@@ -127,7 +127,9 @@ class SpecBranch(Method):
         """All cores for the target: what the text repeats is verified, or nothing."""
         # While drafting is not turned off, these rounds are to say what plain decoding takes.
         room = self.sequence.remaining - 1
-        tokens = self._replay.chain(room) if self._tuning.paused else []
+        tokens: list[int] = []
+        if self._tuning.paused:
+            tokens = self.sequence.forced[:room] or self._replay.chain(room)
         self._chain = Draft(tokens, retrieved=bool(tokens))
         # No draft follows that H-RAD could judge: to keep features would cost time for nothing.
         return VerifyPlan(VerifyText(self.sequence.id, tokens, judged=False))

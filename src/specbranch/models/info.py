@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from specbranch.models.cpu.blocks import BlockEmbedding, BlockLinear
 from specbranch.models.cpu.half import HalfLinear
@@ -38,6 +38,7 @@ class ModelInfo:
         stored: how a GGUF file stores its weights, such as ``Q4_1``; None for other checkpoints.
         matrices: how many weight matrices the model has, and how many of them are computed with as
             the file stores them, in blocks.
+        sampling_defaults: of the checkpoint's generation configuration, by `SamplingParams`' names.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
     """
 
@@ -59,6 +60,7 @@ class ModelInfo:
     stored: str | None = None
     matrices: tuple[int, int] = (0, 0)
     drafted: int | None = None
+    sampling_defaults: tuple[tuple[str, float], ...] = ()
 
     @property
     def how(self) -> str:
@@ -121,6 +123,7 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         stored=getattr(config, FILE_TYPE, None),
         matrices=_matrices(model),
         drafted=head.out_features if isinstance(head, RestrictedHead) else None,
+        sampling_defaults=_sampling_defaults(generation),
     )
 
 
@@ -134,6 +137,18 @@ def _matrices(model: PreTrainedModel) -> tuple[int, int]:
     blocks = sum(isinstance(module, BlockLinear | BlockEmbedding) for module in model.modules())
     others = (nn.Linear, nn.Embedding, HalfLinear, Int8Linear, PackedLinear)
     return blocks + sum(isinstance(module, others) for module in model.modules()), blocks
+
+
+def _sampling_defaults(generation: GenerationConfig | None) -> tuple[tuple[str, float], ...]:
+    """What a generation configuration says of sampling; `do_sample` false is temperature 0."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {} if generation is None else generation.to_diff_dict()
+    found = {name: given[name] for name in names if isinstance(given.get(name), int | float)}
+    if not given.get("do_sample"):
+        found.pop("temperature", None)
+    elif "temperature" not in found:
+        found["temperature"] = 1.0
+    return tuple(found.items())
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from specbranch.models.quiet import quiet
 from specbranch.models.restricted_head import ENTRY, restrict_head
 from specbranch.zoo import BUNDLED
 
+logger = logging.getLogger("specbranch")
+
+MOST_DIFFERING = 0.1  # share of a draft's tokens that the target may have otherwise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -290,13 +294,25 @@ def check_vocabularies(
 ) -> None:
     """Check that a draft's token ids mean the same to the target.
 
+    A few may differ, such as the special tokens of a base model and of one that is made to talk:
+    what the draft proposes by them is not accepted, and no text changes.
+
     Raises:
-        InputError: the tokenizers differ.
+        InputError: the tokenizers are not of one kind, so that hardly anything would be accepted.
     """
     ours, theirs = target.get_vocab(), draft.get_vocab()
-    if ours == theirs:
-        return
     differing = sum(ours.get(token) != i for token, i in theirs.items())
+    if differing <= MOST_DIFFERING * len(theirs):
+        if differing:
+            logger.warning(
+                "%d of %d tokens of %s are unknown to %s, or under another id: they are drafted in "
+                "vain",
+                differing,
+                len(theirs),
+                names[1],
+                names[0],
+            )
+        return
     raise InputError(
         f"different vocabularies: {names[0]} has {len(ours)} tokens, {names[1]} has "
         f"{len(theirs)}, {differing} of them unknown to the target or under another id; "

@@ -10,6 +10,7 @@ from specbranch.policy.latency import LatencyLine
 from specbranch.workers.draft_forward import DraftForward
 from specbranch.workers.draft_messages import branch_message
 from specbranch.workers.draft_tree import BranchState, DraftTree
+from specbranch.workers.forced_tokens import force_branch
 from specbranch.workers.messages import Branch, BranchText
 
 Growing = tuple[DraftTree, BranchText, BranchState]
@@ -23,6 +24,7 @@ class BranchStage:
 
     Args:
         trees: the texts, with their branches.
+        texts: what they branch for.
         growing: the branches that can grow.
         forward: of the draft model.
         acceptance: estimates by the draft's confidence.
@@ -31,11 +33,13 @@ class BranchStage:
     def __init__(
         self,
         trees: Sequence[DraftTree],
+        texts: Sequence[BranchText],
         growing: Sequence[Growing],
         forward: DraftForward,
         acceptance: AcceptanceModel,
     ) -> None:
         self._trees = trees
+        self._texts = texts
         self._growing = [*growing]
         self._forward = forward
         self._acceptance = acceptance
@@ -70,7 +74,9 @@ class BranchStage:
 
     def finish(self) -> list[list[Branch]]:
         """End the stage; returns the branches of each text."""
-        for tree in self._trees:
+        for tree, text in zip(self._trees, self._texts, strict=True):
+            for branch in tree.branches:
+                force_branch(tree, branch, text)
             tree.drafted += sum(len(branch.tokens) for branch in tree.branches)
         return self.branches()
 

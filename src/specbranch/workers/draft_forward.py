@@ -125,7 +125,7 @@ class DraftForward:
     def _log_q(tree: DraftTree, logits: Tensor, contexts: Sequence[Sequence[int]]) -> Tensor:
         if tree.pipeline.is_identity:
             return logits.log_softmax(-1)
-        return tree.pipeline(logits, contexts if tree.pipeline.needs_history else None)
+        return tree.pipeline.drafting(logits, contexts if tree.pipeline.needs_history else None)
 
     @staticmethod
     def _fit(tree: DraftTree, logits: Tensor) -> Tensor:

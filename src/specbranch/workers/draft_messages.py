@@ -7,6 +7,7 @@ from torch import Tensor
 
 from specbranch.policy.acceptance import AcceptanceModel
 from specbranch.workers.draft_tree import BranchState, DraftTree
+from specbranch.workers.forced_tokens import certain
 from specbranch.workers.messages import Branch, Draft
 
 
@@ -35,13 +36,7 @@ def _message(
     retrieved: bool,
 ) -> Draft:
     if retrieved and tree.sends_log_q:
-        rows = [_certain(tree, token) for token in tokens]
-    log_q = torch.stack(rows).cpu() if rows and tree.sends_log_q else None
+        rows = [certain(tree, token) for token in tokens]
+    log_q = torch.stack([row.cpu() for row in rows]) if rows and tree.sends_log_q else None
     estimated = acceptance.of_chain(None, confidences, retrieved, tree.params.coupled)
     return Draft([*tokens], [*confidences], estimated, log_q, retrieved)
-
-
-def _certain(tree: DraftTree, token: int) -> Tensor:
-    """Log q ``[vocabulary]`` where nothing but `token` could have been drafted."""
-    row = torch.full((tree.vocabulary,), -torch.inf)
-    return row.index_fill_(0, torch.tensor(token), 0.0)

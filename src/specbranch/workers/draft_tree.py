@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from specbranch.policy.ngram import NgramIndex
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.samplers import Sampler
 from specbranch.sampling_params import SamplingParams
 from specbranch.workers.messages import CommitUpdate

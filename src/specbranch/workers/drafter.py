@@ -15,12 +15,13 @@ from specbranch.policy.acceptance import AcceptanceModel
 from specbranch.policy.branch_budget import allot
 from specbranch.policy.latency import LatencyLine
 from specbranch.policy.ngram import Match, NgramIndex
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.samplers import GreedySampler, make_sampler
 from specbranch.workers.branch_stage import BranchStage, Growing
 from specbranch.workers.draft_forward import DraftForward
 from specbranch.workers.draft_messages import chain_message
 from specbranch.workers.draft_tree import BranchState, ChainState, DraftTree
+from specbranch.workers.forced_tokens import force_chain
 from specbranch.workers.messages import Branch, BranchText, CommitUpdate, Draft, DraftText, OpenText
 from specbranch.workers.outcome_planner import OutcomePlanner
 from specbranch.workers.text_worker import TextWorker
@@ -63,7 +64,7 @@ class Drafter(TextWorker):
                 text.id,
                 list(text.prompt),
                 params,
-                LogitsPipeline.of(params),
+                LogitsPipeline.of(params, text.constraints, self._vocabulary),
                 GreedySampler() if text.certain else make_sampler(params),
                 text.stop_ids,
                 text.vocabulary,
@@ -112,11 +113,14 @@ class Drafter(TextWorker):
             tree.start_chain()
         growing = []
         for tree, text in zip(trees, texts, strict=True):
-            match = self._match(tree, [], text.retrieval) if text.retrieval > 0 else None
+            force_chain(tree, text)
+            forced = len(tree.chain.confidences)
+            searched = text.retrieval > 0 and not forced
+            match = self._match(tree, [], text.retrieval) if searched else None
             if match is not None:
                 tree.chain.retrieved, tree.chain.confidences = True, match.strengths
                 tree.tokens += match.tokens
-            elif text.gamma > 0:
+            elif text.gamma > forced:
                 growing.append((tree, text))
         while growing:
             rows = self._forward.next_logits([tree for tree, _ in growing])
@@ -145,7 +149,10 @@ class Drafter(TextWorker):
         chain.confidences = confidences
         chain.log_q.append(log_q)
         tree.tokens.append(token)
-        if token in tree.stop_ids or len(confidences) >= text.gamma:
+        if token in tree.stop_ids:
+            return False
+        force_chain(tree, text)
+        if len(chain.confidences) >= text.gamma:
             return False
         return policy.goes_on(acceptance, self._acceptance.of(coupled).mean)
 
@@ -183,7 +190,7 @@ class Drafter(TextWorker):
         for tree, text in zip(trees, texts, strict=True):
             self._commit(tree, text.update)
         growing = self._fork(trees, texts, budget)
-        return BranchStage(trees, growing, self._forward, self._acceptance)
+        return BranchStage(trees, texts, growing, self._forward, self._acceptance)
 
     def _fork(
         self, trees: Sequence[DraftTree], texts: Sequence[BranchText], budget: int | None

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from specbranch.config import Branching
+from specbranch.logprobs import PlaceLogprobs
 from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.sequence_state import LookaheadRow
 from specbranch.policy.draft_length import DraftLengthPolicy
 from specbranch.policy.signal import Signal
+from specbranch.sampling.pipeline import UNCONSTRAINED, TextConstraints
 from specbranch.sampling_params import SamplingParams
 
 
@@ -35,6 +37,7 @@ class OpenText:
         certain: whether the verifier takes a draft token as the only one that could have been
             drafted, as vLLM does. The draft then says its likeliest token, also where the text is
             sampled, and its confidence is that token's probability after the warping.
+        constraints: what the parameters come to for the text.
     """
 
     id: int
@@ -47,6 +50,7 @@ class OpenText:
     padding: Padding = NATURAL
     judged: bool = False
     certain: bool = False
+    constraints: TextConstraints = UNCONSTRAINED
 
 
 @dataclass(frozen=True)
@@ -207,8 +211,12 @@ class VerifyResult:
         token: the target's token after them.
         guesses: the likeliest token after each lookahead row; empty where the forward had no room
             for them.
+        logprobs: of the accepted tokens and the target's, where the text's parameters ask for them.
+        forced: what the text's grammar leaves no choice about after them.
     """
 
     accepted: int
     token: int
     guesses: list[int] = field(default_factory=list)
+    logprobs: list[PlaceLogprobs] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)

@@ -49,7 +49,7 @@ class OutcomePlanner:
             [scores] = tree.sampler.scores(log_q, [count], Stream.DRAFT)
             k = branch_count(value, text.k_max)
             return [Outcome(len(drafted), token, share) for token, share in candidates(scores, k)]
-        rows = torch.stack([*chain.log_q, log_q[0]])
+        rows = torch.stack([*(row.to(log_q.device) for row in chain.log_q), log_q[0]])
         places = range(chain.start, count + 1)
         scores = tree.sampler.scores(rows, places, Stream.DRAFT)
         coupled = tree.params.coupled

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from specbranch.executors.base import Request
+from specbranch.logprobs import PlaceLogprobs
 from specbranch.models.info import CacheSize, ModelInfo
 from specbranch.policy.latency import LatencyLine
 from specbranch.policy.signal import Signal
+from specbranch.sampling.grammar import GrammarVocabulary
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.messages import (
     Branch,
@@ -39,11 +41,19 @@ class DescribeRequest(Request[TextWorker, ModelInfo]):
 
 @dataclass(frozen=True)
 class OpenRequest(Request[TextWorker, None]):
-    """Read the prompts of texts."""
+    """Read the prompts of texts.
+
+    Attributes:
+        texts: to open.
+        vocabulary: with the first texts that follow a grammar.
+    """
 
     texts: Sequence[OpenText]
+    vocabulary: GrammarVocabulary | None = None
 
     def run(self, worker: TextWorker) -> None:
+        if self.vocabulary is not None:
+            worker.set_vocabulary(self.vocabulary)
         worker.open(self.texts)
 
 
@@ -122,6 +132,16 @@ class VerifyRequest(Request[Verifier, list[VerifyResult]]):
 
     def run(self, worker: Verifier) -> list[VerifyResult]:
         return worker.verify(self.texts)
+
+
+@dataclass(frozen=True)
+class PromptLogprobsRequest(Request[Verifier, list[PlaceLogprobs]]):
+    """Log-probabilities of the tokens of a text's prompt after the first."""
+
+    id: int
+
+    def run(self, worker: Verifier) -> list[PlaceLogprobs]:
+        return worker.prompt_logprobs(self.id)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from specbranch.executors.base import Worker
 from specbranch.models.info import CacheSize, ModelInfo
 from specbranch.models.protocol import DraftRunner
+from specbranch.sampling.grammar import GrammarVocabulary
 from specbranch.workers.messages import OpenText
 
 
@@ -22,6 +23,7 @@ class TextWorker(Worker, ABC):
     def __init__(self, runner: DraftRunner, name: str) -> None:
         self._runner = runner
         self._name = name
+        self._vocabulary: GrammarVocabulary | None = None
 
     def describe(self) -> ModelInfo:
         """What the model is."""
@@ -30,6 +32,10 @@ class TextWorker(Worker, ABC):
     def cache_size(self, id: int) -> CacheSize:
         """What the text's keys and values take."""
         return self._runner.cache_size(id)
+
+    def set_vocabulary(self, vocabulary: GrammarVocabulary) -> None:
+        """Take what the grammars of texts that will be opened have to know."""
+        self._vocabulary = vocabulary
 
     @abstractmethod
     def open(self, texts: Sequence[OpenText]) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from specbranch.logprobs import PlaceLogprobs
 from specbranch.models.protocol import ModelRunner
 from specbranch.policy.hrad import HRAD
 from specbranch.policy.online_hrad import OnlineHRAD
 from specbranch.policy.signal import Signal
 from specbranch.policy.verify import verify_matching, verify_rejection
-from specbranch.sampling.processors import LogitsPipeline
+from specbranch.sampling.logprobs import logprobs_of
+from specbranch.sampling.pipeline import LogitsPipeline
 from specbranch.sampling.samplers import Sampler, make_sampler
 from specbranch.workers.messages import OpenText, VerifyResult, VerifyText
 from specbranch.workers.text_worker import TextWorker
+
+SCORED = 256  # tokens of a prompt whose logits are in memory at once
 
 
 @dataclass
@@ -27,6 +31,8 @@ class CommittedText:
         tokens: committed ids, prompt included.
         pipeline: from logits to log p.
         sampler: the randomness of the text.
+        logprobs: how many of the likeliest tokens to tell with each token; None tells nothing.
+        prompt_logprobs: of the prompt's tokens after the first, where they were asked for.
         layers: K, of how many last layers to keep the hidden states; 0 keeps none.
         hidden: those states at the last verified position, ``[K, hidden_size]``.
         features: z after the last verification, once it was asked for.
@@ -35,6 +41,8 @@ class CommittedText:
     tokens: list[int]
     pipeline: LogitsPipeline
     sampler: Sampler
+    logprobs: int | None = None
+    prompt_logprobs: list[PlaceLogprobs] = field(default_factory=list)
     layers: int = 0
     hidden: Tensor | None = None
     features: Tensor | None = None
@@ -66,15 +74,43 @@ class Verifier(TextWorker):
         """Read the prompts, all but the last token of each, into the cache."""
         for text in texts:
             params = text.params
+            scored = [] if params.prompt_logprobs is None else self._score_prompt(text)
             self._runner.open(text.id, text.capacity, text.padding)
             self._texts[text.id] = CommittedText(
-                list(text.prompt), LogitsPipeline.of(params), make_sampler(params)
+                list(text.prompt),
+                LogitsPipeline.of(params, text.constraints, self._vocabulary),
+                make_sampler(params),
+                params.logprobs,
+                scored,
             )
             if self._predictor is not None and text.judged:
                 self.watch(text.id, self._predictor.layers)
             if read := text.prompt[:-1]:
                 self._runner.prefill(text.id, read)
                 self.meter(len(read))
+
+    def _score_prompt(self, text: OpenText) -> list[PlaceLogprobs]:
+        """Log-probabilities of the prompt's tokens after the first.
+
+        They come from forwards of their own, whose cache is thrown away, so that the text is the
+        same with them and without.
+        """
+        most = text.params.prompt_logprobs
+        assert most is not None
+        self._runner.open(text.id, text.capacity, text.padding)
+        found: list[PlaceLogprobs] = []
+        for start in range(0, len(text.prompt) - 1, SCORED):
+            end = min(start + SCORED, len(text.prompt) - 1)
+            rows = text.prompt[start:end]
+            logits = self._runner.run(text.id, rows).logits
+            self.meter(len(rows))
+            found += logprobs_of(logits, text.prompt[start + 1 : end + 1], most)
+        self._runner.close(text.id)
+        return found
+
+    def prompt_logprobs(self, id: int) -> list[PlaceLogprobs]:
+        """Of the prompt's tokens after the first; empty unless the parameters ask for them."""
+        return self._texts[id].prompt_logprobs
 
     def close(self, ids: Sequence[int]) -> list[int]:
         """Forget texts, however far they were opened; the target drafts nothing."""
@@ -118,13 +154,19 @@ class Verifier(TextWorker):
         else:
             log_q = asked.log_q.to(log_p.device)
             accepted, token = verify_rejection(chain, log_p, log_q, text.sampler, position)
-        text.tokens += [*chain[:accepted], token]
+        text.pipeline.check(log_p[: accepted + 1])
+        decided = [*chain[:accepted], token]
+        logprobs: list[PlaceLogprobs] = []
+        if text.logprobs is not None:
+            logprobs = logprobs_of(out.logits[: accepted + 1], decided, text.logprobs)
+        text.tokens += decided
         self._runner.rewind(asked.id, len(text.tokens) - 1)
         if self._learner is not None and text.features is not None:
             self._learner.observe(text.features, asked.confidences, accepted)
         text.hidden = None if out.hidden is None else out.hidden[:, accepted]
         text.features = None
-        return VerifyResult(accepted, token, guesses)
+        forced = text.pipeline.forced(text.tokens)
+        return VerifyResult(accepted, token, guesses, logprobs, forced)
 
     def judge(self, ids: Sequence[int]) -> list[Signal | None]:
         """What H-RAD makes of each text's last verification; None if it was not watched."""
