@@ -8,8 +8,11 @@ from hashlib import sha256
 import torch
 from transformers import PreTrainedModel
 
+from specbranch.models.architecture import context_length
+from specbranch.models.experts import experts_of
 from specbranch.models.gguf import FILE_TYPE
 from specbranch.models.restricted_head import RestrictedHead
+from specbranch.models.windows import windows_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class ModelInfo:
         quantization: of its linear layers, or None.
         stored: how a GGUF file stores its weights, such as ``Q4_1``; None for other checkpoints.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
+        found: attention windows and experts of its layers, for people.
     """
 
     name: str
@@ -51,6 +55,7 @@ class ModelInfo:
     quantization: str | None = None
     stored: str | None = None
     drafted: int | None = None
+    found: str = ""
 
     @property
     def how(self) -> str:
@@ -88,6 +93,8 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
     """
     config, generation = model.config.get_text_config(), model.generation_config
     head = model.get_output_embeddings()
+    context = context_length(config)
+    found = [str(windows_of(config, context)), str(experts_of(config) or "")]
     eos = generation.eos_token_id if generation is not None else None
     return ModelInfo(
         name,
@@ -98,11 +105,12 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         str(model.dtype).removeprefix("torch."),
         str(model.device),
         config.vocab_size,
-        getattr(config, "max_position_embeddings", None) or 0,
+        context or 0,
         frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
         fingerprint=_fingerprint(model, config.vocab_size),
         stored=getattr(config, FILE_TYPE, None),
         drafted=head.out_features if isinstance(head, RestrictedHead) else None,
+        found=", ".join(part for part in found if part),
     )
 
 
