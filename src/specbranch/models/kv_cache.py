@@ -92,8 +92,11 @@ class StaticKVCache(Cache):
         return sum(stored.nbytes for stored in (*self.keys, *self.values))
 
     def allocate(self, shape: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
-        """Allocate what is not yet, on the CPU: heads and size of a head for every layer."""
-        for layer, (heads, size) in zip(self.layers, shape, strict=True):
+        """Allocate what is not yet, on the CPU: heads and size of a head for every layer.
+
+        The last layers are left out where they attend over the keys of others.
+        """
+        for layer, (heads, size) in zip(self.layers, shape, strict=False):
             if not layer.is_initialized:
                 layer.keys = torch.zeros(1, heads, self.capacity, size, dtype=dtype)
                 layer.values = torch.zeros_like(layer.keys)
