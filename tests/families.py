@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from specbranch.errors import UnsupportedModelError
+from specbranch.models.architecture import check_cache
 from tests.tiny import GATED, POSITIONS, SHAPE
 
 WINDOW = 8  # short, so that short texts leave it
@@ -265,8 +267,26 @@ FAMILIES = [
         "bloom",
         {"n_layer": 2, "n_head": 4, "max_position_embeddings": None},
         "biases by distance (ALiBi)",
-        "names no context length",
+        "its attention has biases by distance (ALiBi)",
     ),
     Family("T5", "t5", {"d_model": 32}, "encoder and decoder", "it is an encoder-decoder"),
 ]
 EXACT = [family for family in FAMILIES if family.refused is None]
+
+
+def table() -> str:
+    """The families as docs/models.md has them: ``python -m tests.families`` prints it."""
+    rows = ["| family | `model_type` | layers | text |", "|---|---|---|---|"]
+    for family in FAMILIES:
+        text = "exact"
+        if family.refused is not None:
+            try:
+                check_cache(family.config(), "")
+            except UnsupportedModelError as error:
+                text = f"refused: {str(error).partition('cannot be used: ')[2]}"
+        rows.append(f"| {family.name} | `{family.kind}` | {family.layers} | {text} |")
+    return "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -64,7 +64,7 @@ def test_architectures_without_sdpa_attend_eagerly(tmp_path: Path) -> None:
 
 
 TINY = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4}
-RECURRENT = "the states of its linear_attention layers cannot be taken back to an earlier token"
+RECURRENT = "the states of its recurrent or convolutional layers cannot be taken back"
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "gpt_neo": (
         {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},

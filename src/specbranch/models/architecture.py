@@ -70,10 +70,10 @@ def _obstacle(config: PreTrainedConfig, text: PreTrainedConfig, context: int | N
     kinds = set(getattr(text, "layer_types", None) or []) - _WINDOWED
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; SpecBranch needs a decoder alone"
-    if recurrent := sorted(kinds & _RECURRENT):
+    if kinds & _RECURRENT:
         return (
-            f"the states of its {', '.join(recurrent)} layers cannot be taken back to an earlier "
-            "token; SpecBranch needs attention in every layer"
+            "the states of its recurrent or convolutional layers cannot be taken back to an "
+            "earlier token; SpecBranch needs attention in every layer"
         )
     if kinds:
         return (
@@ -87,13 +87,15 @@ def _obstacle(config: PreTrainedConfig, text: PreTrainedConfig, context: int | N
             "its local attention counts slots of the cache, which do not follow the positions of "
             "a tree; SpecBranch needs windows that are masks"
         )
-    if context is None:
-        return "its configuration names no context length (a recurrent model?)"
-    if getattr(text, "alibi", False):
+    if config.model_type == "bloom" or any(
+        getattr(part, "alibi", False) for part in (text, getattr(text, "attn_config", None))
+    ):
         return (
             "its attention has biases by distance (ALiBi), which do not follow the positions of a "
             "tree; SpecBranch needs rotary or learned positions"
         )
+    if context is None:
+        return "its configuration names no context length (a recurrent model?)"
     for rope in _rope_parameters(text):
         border = _rope_border(rope, text)
         if border is not None and _ends_within(border, context):
