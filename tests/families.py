@@ -224,15 +224,13 @@ FAMILIES = [
             "shared_expert_intermediate_size": 24,
         },
         "gated delta nets, experts",
-        RECURRENT,
     ),
-    Family("Qwen 3.5", "qwen3_5_text", HEADS | LINEAR, "gated delta nets", RECURRENT),
+    Family("Qwen 3.5", "qwen3_5_text", HEADS | LINEAR, "gated delta nets"),
     Family(
         "LFM2",
         "lfm2",
         GATED | {"layer_types": ["conv", "full_attention"]},
         "short convolutions",
-        RECURRENT,
     ),
     Family(
         "Granite 4 hybrid",
@@ -245,9 +243,8 @@ FAMILIES = [
             "shared_intermediate_size": 48,
         },
         "Mamba 2 in some layers",
-        RECURRENT,
     ),
-    Family("Falcon H1", "falcon_h1", GATED | MAMBA, "Mamba 2 beside attention", RECURRENT),
+    Family("Falcon H1", "falcon_h1", GATED | MAMBA, "Mamba 2 beside attention"),
     Family(
         "Mamba 2",
         "mamba2",

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from specbranch.models.padding import Padding
-from specbranch.models.runner import CausalRunner
+from specbranch.models.recurrent_runner import runner_of
 from tests.forwards import CAPACITY, LONGEST, assert_close, fresh, fresh_ends
 from tests.tiny import VOCABULARY
 
@@ -18,7 +18,7 @@ class Tree:
 
     def __init__(self, model: PreTrainedModel, padding: Padding) -> None:
         self.model = model
-        self.runner = CausalRunner(model)
+        self.runner = runner_of(model)
         self.runner.open(0, CAPACITY, padding)
         self.trunk: list[int] = []
         self.branches: dict[int, list[int]] = {}

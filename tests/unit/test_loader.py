@@ -64,14 +64,12 @@ def test_architectures_without_sdpa_attend_eagerly(tmp_path: Path) -> None:
 
 
 TINY = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 8, "num_attention_heads": 4}
-RECURRENT = "the states of its recurrent or convolutional layers cannot be taken back"
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     "gpt_neo": (
         {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
         "its local attention counts slots of the cache",
     ),
-    "mamba": ({}, RECURRENT),
-    "qwen3_next": ({}, RECURRENT),
+    "mamba": ({}, "its configuration names no context length (a recurrent model?)"),
     "deepseek_v32": ({}, "its indexed_attention layers choose what they attend to"),
     "xlstm": ({}, "its configuration names no context length (a recurrent model?)"),
     "t5": ({}, "it is an encoder-decoder"),

@@ -140,7 +140,7 @@ def validated(model: Any) -> None:
             GATED | {"rope_parameters": LONGROPE},
             "its rotary frequencies (longrope) change for texts of more than 64 tokens",
         ),
-        ("mamba", {}, "states of its recurrent or convolutional layers cannot be taken back"),
+        ("mamba", {}, "odd "),
         (
             "bloom",
             {"max_position_embeddings": None},

@@ -8,10 +8,10 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from specbranch.errors import UnsupportedModelError
+from specbranch.models.layer_states import BESIDE_ATTENTION, STATES
 from specbranch.models.windows import FULL, SIZES
 
-_WINDOWED = {FULL, *SIZES}
-_RECURRENT = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
+_KNOWN = {FULL, *SIZES, *STATES, BESIDE_ATTENTION}
 
 
 def context_length(text: PreTrainedConfig) -> int | None:
@@ -67,18 +67,13 @@ def borders(config: PreTrainedConfig) -> list[int]:
 
 def _obstacle(config: PreTrainedConfig, text: PreTrainedConfig, context: int | None) -> str | None:
     """Why the model cannot be decoded, and what can; None if nothing is known against it."""
-    kinds = set(getattr(text, "layer_types", None) or []) - _WINDOWED
+    kinds = set(getattr(text, "layer_types", None) or []) - _KNOWN
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; SpecBranch needs a decoder alone"
-    if kinds & _RECURRENT:
-        return (
-            "the states of its recurrent or convolutional layers cannot be taken back to an "
-            "earlier token; SpecBranch needs attention in every layer"
-        )
     if kinds:
         return (
             f"its {', '.join(sorted(kinds))} layers choose what they attend to; SpecBranch needs "
-            "full attention or a window in every layer"
+            "full attention, a window or a recurrent state in every layer"
         )
     if "local" in (getattr(text, "attention_layers", None) or []) and _ends_within(
         getattr(text, "window_size", 0), context

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,12 @@ class ModelForward:
 
     Args:
         model: a causal LM in evaluation mode, with `sdpa` or `eager` attention.
+
+    Attributes:
+        keeps_states: some layers are recurrent or convolutional (see `RecurrentRunner`).
     """
+
+    keeps_states = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -88,6 +94,7 @@ class ModelForward:
             any_threads=self.any_threads,
             compiled=self._compiled is not None,
             quantization=self._quantization,
+            states=self.keeps_states,
         )
 
     @torch.inference_mode()
@@ -119,22 +126,42 @@ class ModelForward:
         if self._compiled is not None and len(tokens) <= MOST_ROWS:
             logits, states = self._compiled(kv_cache, tokens, slots, positions, mask, self.windows)
             return Output(logits, torch.stack(states[-layers:]) if layers else None)
-        kv_cache.slots = torch.tensor(slots, device=self.device)
         kv_cache.extent = mask.shape[1]
-        masks = [mask[None, None].to(self.device) for mask in self.windows.masks(mask)]
-        if self._additive:
-            low = torch.finfo(self.model.dtype).min
-            masks = [torch.where(mask, 0.0, low).to(self.model.dtype) for mask in masks]
-        options = {"logits_to_keep": keep} if self._keeps_logits else {}
+        masks = [self._as_taken(mask[None, None]) for mask in self.windows.masks(mask)]
         with run_one_by_one(self.model) if exact and self._has_experts else nullcontext():
-            out = self.model(
-                input_ids=torch.tensor([tokens], device=self.device),
-                attention_mask=self.windows.argument(masks),
-                position_ids=torch.tensor([positions], device=self.device),
-                past_key_values=kv_cache,
-                use_cache=True,
-                output_hidden_states=layers > 0,
-                **options,
+            out = self._call(
+                kv_cache, [tokens], slots, [positions], self.windows.argument(masks), layers, keep
             )
         hidden = torch.stack([h[0] for h in out.hidden_states[-layers:]]) if layers else None
         return Output(out.logits[0].float(), hidden)
+
+    def _as_taken(self, mask: Tensor) -> Tensor:
+        """A bool mask on the model's device, as its attention takes it."""
+        mask = mask.to(self.device)
+        if not self._additive:
+            return mask
+        low = torch.finfo(self.model.dtype).min
+        return torch.where(mask, 0.0, low).to(self.model.dtype)
+
+    def _call(
+        self,
+        kv_cache: StaticKVCache,
+        tokens: list[list[int]],
+        slots: list[int],
+        positions: list[list[int]],
+        masks: Tensor | Mapping[str, Tensor | None],
+        layers: int,
+        keep: int,
+    ) -> Any:
+        """The model's own forward over the cache; each row of `tokens` is one of its batch."""
+        kv_cache.slots = torch.tensor(slots, device=self.device)
+        options = {"logits_to_keep": keep} if self._keeps_logits else {}
+        return self.model(
+            input_ids=torch.tensor(tokens, device=self.device),
+            attention_mask=masks,
+            position_ids=torch.tensor(positions, device=self.device),
+            past_key_values=kv_cache,
+            use_cache=True,
+            output_hidden_states=layers > 0,
+            **options,
+        )

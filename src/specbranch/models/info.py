@@ -35,6 +35,7 @@ class ModelInfo:
         quantization: of its linear layers, or None.
         stored: how a GGUF file stores its weights, such as ``Q4_1``; None for other checkpoints.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
+        states: some layers are recurrent or convolutional.
         found: attention windows and experts of its layers, for people.
     """
 
@@ -55,6 +56,7 @@ class ModelInfo:
     quantization: str | None = None
     stored: str | None = None
     drafted: int | None = None
+    states: bool = False
     found: str = ""
 
     @property

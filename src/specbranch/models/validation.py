@@ -41,9 +41,14 @@ def validate(runner: CausalRunner, name: str, padding: Padding = NATURAL) -> Non
         padding: of the forwards that will be run.
 
     Raises:
-        UnsupportedModelError: as `check_cache` and `validate_cache`.
+        UnsupportedModelError: as `check_cache` and `validate_cache`, or forwards of the model
+            cannot be padded.
     """
     check_cache(runner.model.config, name)
+    if runner.keeps_states and padding.aligned:
+        raise UnsupportedModelError(
+            f"{name} has recurrent layers, whose states would take in padding: leave padding out"
+        )
     validate_cache(runner, name, padding)
 
 
@@ -189,7 +194,7 @@ def invariant_from(runner: CausalRunner) -> int | None:
         such kernels do, so that a trial would miss it. Nor is anything known of a model that fails
         its trial: `validate` says why it fails.
     """
-    if runner.model.dtype != torch.float32:
+    if runner.model.dtype != torch.float32 or runner.keeps_states:
         return None
     try:
         return _invariant_from(runner)

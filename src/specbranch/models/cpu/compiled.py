@@ -30,6 +30,7 @@ from specbranch.models.cpu.custom_ops import CompiledLayers
 from specbranch.models.cpu.prepacking import ATTENTION, LEAST_ROWS
 from specbranch.models.experts import experts_of
 from specbranch.models.kv_cache import StaticKVCache
+from specbranch.models.layer_states import has_states
 from specbranch.models.loader import one_line
 from specbranch.models.windows import AttentionWindows
 
@@ -51,6 +52,8 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "its attention is not sdpa"
     if experts_of(model.config) is not None:
         return "it has experts"
+    if has_states(model.config):
+        return "it has recurrent layers"
     if compiler() is None:
         return "there is no C++ compiler: install g++ or clang++"
     return None
