@@ -22,6 +22,7 @@ from transformers import PreTrainedModel as Model
 
 import specbranch
 from specbranch import LLM, SamplingParams
+from tests.families import EXACT, WINDOW
 from tests.hook import (
     VOCABULARY,
     Drafts,
@@ -43,6 +44,14 @@ def test_greedy_text_is_that_of_transformers(target: Model, drafts: Drafts, name
     assert ours.tolist() == plain.tolist()
     options: dict[str, Any] = {"method": "speculative", "gamma": 3, "epsilon": 0.4, "padding": 8}
     assert ours_alone(target, drafts[name], **prompt(6), **options).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "gpt_oss"])
+def test_text_that_leaves_its_windows_is_that_of_transformers(kind: str) -> None:
+    [family] = [family for family in EXACT if family.kind == kind]
+    inputs = prompt(WINDOW - 2)
+    plain, ours = both(family.model(), family.model(noise=0.02), **inputs)
+    assert ours.tolist() == plain.tolist()
 
 
 def test_plain_decoding_needs_no_draft(target: Model) -> None:

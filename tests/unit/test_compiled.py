@@ -16,11 +16,13 @@ from specbranch.models.padding import Padding
 from specbranch.models.runner import CausalRunner
 from specbranch.models.sequence_state import LookaheadRow
 from specbranch.models.validation import invariant_from, validate_cache
+from tests.families import EXACT
 from tests.forwards import computing_threads
 from tests.gguf_files import gguf_llama, in_blocks
-from tests.tiny import tiny_model
+from tests.tiny import ARCHITECTURES, tiny_model
 
 TOKENS = [(5 * i * i + i) % 60 for i in range(48)]
+[WINDOWED] = [family for family in EXACT if family.kind == "gemma3_text"]
 INT8 = ["llama in int8"] * (int8_obstacle(torch.device("cpu")) is None)
 HAS_COMPILER = obstacle(tiny_model("llama")) is None
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler here")
@@ -28,15 +30,15 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler he
 
 def made(kind):
     """A tiny model; of checkpoints in 16 bits and of files in blocks, weights are kept in them."""
-    family, _, bits = kind.partition(" in ")
+    name, _, bits = kind.partition(" in ")
     if bits == "blocks":
         return in_blocks(gguf_llama())
-    model = tiny_model(family)
+    model = tiny_model(name) if name in ARCHITECTURES else WINDOWED.model()
     return model.to(torch.bfloat16).to(torch.float32) if bits == "16 bits" else model
 
 
 @pytest.fixture(
-    scope="module", params=["llama", "gpt2", "llama in 16 bits", "llama in blocks", *INT8]
+    scope="module", params=["llama", "gpt2", "windows in 16 bits", "llama in blocks", *INT8]
 )
 def runners(request, tmp_path_factory):
     """One model twice: compiled, and packed only; and the folder of the library."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from specbranch.models.architecture import borders, check_cache
 from specbranch.models.padding import NATURAL, Padding
 from specbranch.models.runner import CausalRunner
 from specbranch.models.validation import invariant_from, validate, validate_cache
+from specbranch.models.windows import SLIDING, windows_of
 from tests.refusals import refusal
 from tests.tiny import ARCHITECTURES, GATED, POSITIONS, SHAPE, tiny_model
 
@@ -132,25 +135,21 @@ def validated(model: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "entries", "reason"),
     [
-        ("mistral", WINDOW, "it attends in a sliding window of 16 tokens"),
-        (
-            "qwen2",
-            WINDOW | {"use_sliding_window": True, "max_window_layers": 0},
-            "it has sliding_attention layers",
-        ),
-        ("gemma2", WINDOW | {"head_dim": 8}, "it has sliding_attention layers"),
-        ("phi3", WINDOW, "it attends in a sliding window of 16 tokens"),
         (
             "llama",
             GATED | {"rope_parameters": LONGROPE},
             "its rotary frequencies (longrope) change for texts of more than 64 tokens",
         ),
-        ("mamba", {}, "it has linear_attention layers"),
-        ("bloom", {"max_position_embeddings": None}, "its configuration names no context length"),
+        ("mamba", {}, "odd "),
+        (
+            "bloom",
+            {"max_position_embeddings": None},
+            "its attention has biases by distance (ALiBi)",
+        ),
         (
             "mpt",
             {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_position_embeddings": None},
-            "names no context length",
+            "its attention has biases by distance (ALiBi)",
         ),
         ("bart", {"encoder_layers": 1, "decoder_layers": 1}, "cannot be run over a cache"),
         ("openai-gpt", {}, "cannot be run over a cache that forks"),
@@ -172,6 +171,10 @@ def test_models_in_memory_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("kind", "entries"),
     [
+        ("mistral", WINDOW),
+        ("qwen2", WINDOW | {"use_sliding_window": True, "max_window_layers": 1}),
+        ("gemma2", WINDOW | {"head_dim": 8}),
+        ("phi3", WINDOW),
         ("phi3", WINDOW | {"sliding_window": POSITIONS}),
         ("mistral", WINDOW | {"sliding_window": 2 * POSITIONS}),
         ("gemma2", WINDOW | {"head_dim": 8, "sliding_window": POSITIONS}),
@@ -198,30 +201,59 @@ def test_models_in_memory_are_refused_in_one_line(
         ),
     ],
 )
-def test_borders_that_no_text_crosses_are_accepted(kind: str, entries: dict[str, Any]) -> None:
-    """And those at which nothing changes."""
+def test_borders_are_accepted(kind: str, entries: dict[str, Any]) -> None:
+    """Windows, borders that no text crosses, and those at which nothing changes."""
     validated(made(kind, **entries))
 
 
-@pytest.mark.parametrize(("smaller", "refused"), [(0, False), (1, True)])
-def test_a_window_as_long_as_the_context_is_none(smaller: int, refused: bool) -> None:
+@pytest.mark.parametrize(("smaller", "found"), [(0, {}), (1, {SLIDING: POSITIONS - 1})])
+def test_a_window_as_long_as_the_context_is_none(smaller: int, found: dict[str, int]) -> None:
     config = made("phi3", **(WINDOW | {"sliding_window": POSITIONS - smaller})).config
-    if refused:
-        refusal(UnsupportedModelError, lambda: check_cache(config, "odd"))
-    else:
-        check_cache(config, "odd")
+    check_cache(config, "odd")
+    assert windows_of(config, POSITIONS).sizes == found
 
 
 @pytest.mark.parametrize(
-    ("kind", "entries"),
-    [("phi3", WINDOW), ("llama", GATED | {"rope_parameters": LONGROPE})],
+    ("kind", "entries", "sizes"),
+    [
+        # As a model would that has its windows elsewhere than in its configuration.
+        ("phi3", WINDOW, {}),
+        ("phi3", WINDOW, {SLIDING: 17}),
+        ("qwen2", WINDOW | {"use_sliding_window": True, "max_window_layers": 1}, {SLIDING: 15}),
+        ("llama", GATED | {"rope_parameters": LONGROPE}, {}),
+    ],
 )
 @pytest.mark.parametrize("padding", [NATURAL, Padding.fixed(8)])
-def test_the_trial_crosses_borders(kind: str, entries: dict[str, Any], padding: Padding) -> None:
+def test_the_trial_crosses_borders(
+    kind: str, entries: dict[str, Any], sizes: dict[str, int], padding: Padding
+) -> None:
     """So that it does not depend on the check of the configuration."""
     runner = CausalRunner(made(kind, **entries))
+    runner.windows = replace(runner.windows, sizes=sizes)
     message = refusal(UnsupportedModelError, lambda: validate_cache(runner, "odd", padding))
     assert "gives other logits over a cache that forks" in message
+
+
+@pytest.mark.parametrize("narrowed", [True, False])
+def test_long_windows_are_tried_short(narrowed: bool) -> None:
+    """A text that leaves them would take long; the model's own entry is left as it was."""
+    long = {"sliding_window": 4096, "max_position_embeddings": 8192}
+    model = made("phi3", **(WINDOW | long))
+    if not narrowed:  # a model that does not look at its configuration
+        model.forward = partial(full_attention, model)
+        refusal(UnsupportedModelError, lambda: validate_cache(CausalRunner(model), "odd"))
+    else:
+        validate_cache(CausalRunner(model), "odd")
+    assert model.config.sliding_window == 4096
+
+
+def full_attention(model: Any, *args: Any, **options: Any) -> Any:
+    """A forward that knows no windows but those of the masks that it is given."""
+    before, model.config.sliding_window = model.config.sliding_window, None
+    try:
+        return type(model).forward(model, *args, **options)
+    finally:
+        model.config.sliding_window = before
 
 
 def test_borders_are_those_that_a_text_can_cross() -> None:

@@ -24,6 +24,8 @@ def _describe(table: Table, role: str, model: ModelInfo) -> None:
         f"{model.architecture}, {model.parameters / 1e6:.2f}M parameters, {model.layers} layers, "
         f"{model.hidden_size} wide, {model.how}",
     )
+    if model.found:
+        table.add_row("", model.found)
 
 
 def run_info(options: argparse.Namespace) -> int:

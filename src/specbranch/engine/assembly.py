@@ -291,6 +291,6 @@ def _describe(model: ModelConfig, executors: ExecutorPair, tokenizer: Any) -> En
             executors.affinity.target,
         )
         executors.affinity = replace(executors.affinity, alone=executors.affinity.target)
-    padding = Padding.pick(model.padding, target.invariant_from)
+    padding = Padding.pick(model.padding, target.invariant_from, target.states)
     defaults = dict(target.sampling_defaults) if model.generation_config == "auto" else {}
     return EngineModels(target, draft, tokenizer, asked or longest, padding, defaults=defaults)

@@ -31,6 +31,7 @@ from specbranch.methods.base import MethodContext
 from specbranch.methods.registry import PLAIN, MethodSpec
 from specbranch.metrics import Round
 from specbranch.models.padding import NATURAL, Padding
+from specbranch.models.recurrent_runner import runner_of
 from specbranch.models.runner import CausalRunner
 from specbranch.models.validation import validate
 from specbranch.policy.tuning import Tuning
@@ -277,7 +278,7 @@ class _Loop:
 
 def _runner(model: PreTrainedModel, name: str, padding: Padding = NATURAL) -> CausalRunner:
     """A runner of a model that passed the self-check, now or the last time it was set up so."""
-    runner = CausalRunner(model)
+    runner = runner_of(model)
     attention = model.config.get_text_config()._attn_implementation
     setup = (attention, model.dtype, model.device, model.training, padding)
     if _checked.get(model) != setup:

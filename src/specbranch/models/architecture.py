@@ -8,45 +8,43 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from specbranch.errors import UnsupportedModelError
+from specbranch.models.layer_states import BESIDE_ATTENTION, STATES
+from specbranch.models.windows import FULL, SIZES
 
-# The configuration entry with the reach, in tokens, of each kind of layer that may be bounded.
-_REACH = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+_KNOWN = {FULL, *SIZES, *STATES, BESIDE_ATTENTION}
+
+
+def context_length(text: PreTrainedConfig) -> int | None:
+    """Most tokens of a text; None if the configuration names no number.
+
+    With YaRN (arXiv 2309.00071) it is the original context times the factor, where that is more
+    than `max_position_embeddings`, which some configurations leave at the original context.
+
+    Args:
+        text: as `get_text_config` gives it.
+    """
+    positions: int | None = getattr(text, "max_position_embeddings", None)
+    for rope in _rope_parameters(text):
+        original = rope.get("original_max_position_embeddings")
+        if rope["rope_type"] == "yarn" and original and positions:
+            positions = max(positions, int(original * rope.get("factor", 1)))
+    return positions
 
 
 def check_cache(config: PreTrainedConfig, name: str) -> None:
     """Refuse models whose cached keys and values would not be those of a fresh forward.
-
-    A window that holds the whole context is no window: no text can leave it.
 
     Args:
         config: of the model; nothing but the configuration is looked at.
         name: of the model, for the message.
 
     Raises:
-        UnsupportedModelError: sliding windows, local or chunked attention, recurrent states,
-            encoders, ALiBi biases, or rotary frequencies that depend on a text's length.
+        UnsupportedModelError: local or sparse attention, recurrent states, encoders, ALiBi biases,
+            or rotary frequencies that depend on a text's length.
     """
     text = config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None)
-    if reason := _no_rewind(config, text, context):
-        raise UnsupportedModelError(
-            f"{name} ({config.model_type}) cannot be used: {reason}, and its cache cannot "
-            "rewind; SpecBranch needs full attention in every layer"
-        )
-    if getattr(text, "alibi", False):
-        raise UnsupportedModelError(
-            f"{name} ({config.model_type}) cannot be used: its attention has biases by distance "
-            "(ALiBi), which do not follow the positions of a tree; SpecBranch needs rotary or "
-            "learned positions"
-        )
-    for rope in _rope_parameters(text):
-        border = _rope_border(rope, text)
-        if border is not None and _ends_within(border, context):
-            raise UnsupportedModelError(
-                f"{name} ({config.model_type}) cannot be used: its rotary frequencies "
-                f"({rope['rope_type']}) change for texts of more than {border} tokens, and its "
-                "cache keeps keys of the old ones; SpecBranch needs the same ones at every length"
-            )
+    if reason := _obstacle(config, text, context_length(text)):
+        raise UnsupportedModelError(f"{name} ({config.model_type}) cannot be used: {reason}")
 
 
 def borders(config: PreTrainedConfig) -> list[int]:
@@ -57,7 +55,7 @@ def borders(config: PreTrainedConfig) -> list[int]:
     around them passes.
     """
     text = config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or 0
+    context = context_length(text) or 0
     found: set[int] = set()
     for entries in (text.to_dict(), *_rope_parameters(text)):
         for key, value in entries.items():
@@ -67,30 +65,40 @@ def borders(config: PreTrainedConfig) -> list[int]:
     return sorted(found)
 
 
-def _no_rewind(config: PreTrainedConfig, text: PreTrainedConfig, context: int | None) -> str | None:
-    """Why the cache cannot rewind; None if it can."""
-    layers = getattr(text, "layer_types", None)
-    window = getattr(text, "sliding_window", None)
-    # Some configurations keep the size of a window that they do not use.
-    windowed = getattr(text, "use_sliding_window", True) and _ends_within(window, context)
-    kinds = {
-        kind
-        for kind in layers or []
-        if kind != "full_attention"
-        and (kind not in _REACH or _ends_within(getattr(text, _REACH[kind], 0), context))
-    }
+def _obstacle(config: PreTrainedConfig, text: PreTrainedConfig, context: int | None) -> str | None:
+    """Why the model cannot be decoded, and what can; None if nothing is known against it."""
+    kinds = set(getattr(text, "layer_types", None) or []) - _KNOWN
     if config.is_encoder_decoder:
-        return "it is an encoder-decoder"
+        return "it is an encoder-decoder; SpecBranch needs a decoder alone"
     if kinds:
-        return f"it has {', '.join(sorted(kinds))} layers"
-    if windowed and not layers:
-        return f"it attends in a sliding window of {window} tokens"
+        return (
+            f"its {', '.join(sorted(kinds))} layers choose what they attend to; SpecBranch needs "
+            "full attention, a window or a recurrent state in every layer"
+        )
     if "local" in (getattr(text, "attention_layers", None) or []) and _ends_within(
         getattr(text, "window_size", 0), context
     ):
-        return "it has local attention layers"
+        return (
+            "its local attention counts slots of the cache, which do not follow the positions of "
+            "a tree; SpecBranch needs windows that are masks"
+        )
+    if config.model_type == "bloom" or any(
+        getattr(part, "alibi", False) for part in (text, getattr(text, "attn_config", None))
+    ):
+        return (
+            "its attention has biases by distance (ALiBi), which do not follow the positions of a "
+            "tree; SpecBranch needs rotary or learned positions"
+        )
     if context is None:
         return "its configuration names no context length (a recurrent model?)"
+    for rope in _rope_parameters(text):
+        border = _rope_border(rope, text)
+        if border is not None and _ends_within(border, context):
+            return (
+                f"its rotary frequencies ({rope['rope_type']}) change for texts of more than "
+                f"{border} tokens, and its cache keeps keys of the old ones; SpecBranch needs the "
+                "same ones at every length"
+            )
     return None
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specbranch.models.architecture import context_length
 from specbranch.models.cpu.compiled import (
     MOST_ROWS,
     CompiledForward,
@@ -19,9 +22,11 @@ from specbranch.models.cpu.compiled import (
     obstacle,
 )
 from specbranch.models.cpu.prepacking import pack
+from specbranch.models.experts import experts_of, run_one_by_one
 from specbranch.models.info import ModelInfo, describe, device_of
 from specbranch.models.kv_cache import StaticKVCache
 from specbranch.models.sequence_state import Output
+from specbranch.models.windows import AttentionWindows, windows_of
 
 logger = logging.getLogger("specbranch")
 
@@ -31,7 +36,12 @@ class ModelForward:
 
     Args:
         model: a causal LM in evaluation mode, with `sdpa` or `eager` attention.
+
+    Attributes:
+        keeps_states: some layers are recurrent or convolutional (see `RecurrentRunner`).
     """
+
+    keeps_states = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -39,13 +49,15 @@ class ModelForward:
         config = model.config.get_text_config()
         self.layers: int = config.num_hidden_layers
         # 0 where the configuration names no context: `validate` refuses such a model.
-        self.positions: int = getattr(config, "max_position_embeddings", None) or 0
+        self.positions: int = context_length(config) or 0
+        self.windows: AttentionWindows = windows_of(config, context_length(config))
         self.vocabulary: int = config.vocab_size
         self.parameters: int = model.num_parameters()
         self.invariant_from: int | None = None
         self.any_threads = True
         self._additive = config._attn_implementation == "eager"
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._has_experts = experts_of(config) is not None
         self._compiled: CompiledForward | None = None
         self._quantization: str | None = None
 
@@ -71,7 +83,7 @@ class ModelForward:
             return
         library = library_name(self.model, int8)
         pack(self.model, verifies, int8)
-        self._compiled = compile_forward(self.model, name, library, verifies)
+        self._compiled = compile_forward(self.model, self.windows, name, library, verifies)
 
     def describe(self, name: str) -> ModelInfo:
         """What the model, called `name` by the user, is."""
@@ -82,6 +94,7 @@ class ModelForward:
             any_threads=self.any_threads,
             compiled=self._compiled is not None,
             quantization=self._quantization,
+            states=self.keeps_states,
         )
 
     @torch.inference_mode()
@@ -101,25 +114,54 @@ class ModelForward:
         mask: Tensor,
         layers: int = 0,
         keep: int = 0,
+        exact: bool = False,
     ) -> Output:
-        """One forward; `mask` is bool ``[tokens, extent]``, True where a token sees a slot."""
+        """One forward.
+
+        Args:
+            mask: bool ``[tokens, extent]``, True where a token sees a slot: its own path, in the
+                order of positions. Windows narrow it.
+            exact: experts take one token at a time.
+        """
         if self._compiled is not None and len(tokens) <= MOST_ROWS:
-            logits, states = self._compiled(kv_cache, tokens, slots, positions, mask)
+            logits, states = self._compiled(kv_cache, tokens, slots, positions, mask, self.windows)
             return Output(logits, torch.stack(states[-layers:]) if layers else None)
-        kv_cache.slots = torch.tensor(slots, device=self.device)
         kv_cache.extent = mask.shape[1]
-        if self._additive:
-            low = torch.finfo(self.model.dtype).min
-            mask = torch.where(mask, 0.0, low).to(self.model.dtype)
+        masks = [self._as_taken(mask[None, None]) for mask in self.windows.masks(mask)]
+        with run_one_by_one(self.model) if exact and self._has_experts else nullcontext():
+            out = self._call(
+                kv_cache, [tokens], slots, [positions], self.windows.argument(masks), layers, keep
+            )
+        hidden = torch.stack([h[0] for h in out.hidden_states[-layers:]]) if layers else None
+        return Output(out.logits[0].float(), hidden)
+
+    def _as_taken(self, mask: Tensor) -> Tensor:
+        """A bool mask on the model's device, as its attention takes it."""
+        mask = mask.to(self.device)
+        if not self._additive:
+            return mask
+        low = torch.finfo(self.model.dtype).min
+        return torch.where(mask, 0.0, low).to(self.model.dtype)
+
+    def _call(
+        self,
+        kv_cache: StaticKVCache,
+        tokens: list[list[int]],
+        slots: list[int],
+        positions: list[list[int]],
+        masks: Tensor | Mapping[str, Tensor | None],
+        layers: int,
+        keep: int,
+    ) -> Any:
+        """The model's own forward over the cache; each row of `tokens` is one of its batch."""
+        kv_cache.slots = torch.tensor(slots, device=self.device)
         options = {"logits_to_keep": keep} if self._keeps_logits else {}
-        out = self.model(
-            input_ids=torch.tensor([tokens], device=self.device),
-            attention_mask=mask[None, None].to(self.device),
-            position_ids=torch.tensor([positions], device=self.device),
+        return self.model(
+            input_ids=torch.tensor(tokens, device=self.device),
+            attention_mask=masks,
+            position_ids=torch.tensor(positions, device=self.device),
             past_key_values=kv_cache,
             use_cache=True,
             output_hidden_states=layers > 0,
             **options,
         )
-        hidden = torch.stack([h[0] for h in out.hidden_states[-layers:]]) if layers else None
-        return Output(out.logits[0].float(), hidden)

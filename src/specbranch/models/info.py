@@ -9,12 +9,15 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from specbranch.models.architecture import context_length
 from specbranch.models.cpu.blocks import BlockEmbedding, BlockLinear
 from specbranch.models.cpu.half import HalfLinear
 from specbranch.models.cpu.int8 import Int8Linear
 from specbranch.models.cpu.prepacking import PackedLinear
+from specbranch.models.experts import experts_of
 from specbranch.models.gguf import FILE_TYPE
 from specbranch.models.restricted_head import RestrictedHead
+from specbranch.models.windows import windows_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class ModelInfo:
             the file stores them, in blocks.
         sampling_defaults: of the checkpoint's generation configuration, by `SamplingParams`' names.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
+        states: some layers are recurrent or convolutional.
+        found: attention windows and experts of its layers, for people.
     """
 
     name: str
@@ -61,6 +66,8 @@ class ModelInfo:
     matrices: tuple[int, int] = (0, 0)
     drafted: int | None = None
     sampling_defaults: tuple[tuple[str, float], ...] = ()
+    states: bool = False
+    found: str = ""
 
     @property
     def how(self) -> str:
@@ -107,6 +114,8 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
     """
     config, generation = model.config.get_text_config(), model.generation_config
     head = model.get_output_embeddings()
+    context = context_length(config)
+    found = [str(windows_of(config, context)), str(experts_of(config) or "")]
     eos = generation.eos_token_id if generation is not None else None
     return ModelInfo(
         name,
@@ -117,13 +126,14 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
         str(model.dtype).removeprefix("torch."),
         str(model.device),
         config.vocab_size,
-        getattr(config, "max_position_embeddings", None) or 0,
+        context or 0,
         frozenset([] if eos is None else eos if isinstance(eos, list) else [eos]),
         fingerprint=_fingerprint(model, config.vocab_size),
         stored=getattr(config, FILE_TYPE, None),
         matrices=_matrices(model),
         drafted=head.out_features if isinstance(head, RestrictedHead) else None,
         sampling_defaults=_sampling_defaults(generation),
+        found=", ".join(part for part in found if part),
     )
 
 

@@ -19,24 +19,34 @@ class StaticKVLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         capacity = self.kv_cache.capacity
-        self.keys = key_states.new_zeros((*key_states.shape[:2], capacity, key_states.shape[-1]))
-        self.values = value_states.new_zeros(
-            (*value_states.shape[:2], capacity, value_states.shape[-1])
+        self.keys, self.values = (
+            new.new_zeros((1, new.shape[1], capacity, new.shape[-1]))
+            for new in (key_states, value_states)
         )
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the new tokens to the current slots; return the slots up to the extent."""
+        """Write the new tokens to the current slots; return the slots up to the extent.
+
+        Rows of a batch have one token each, and all of them see the one cache.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         slots = self.kv_cache.slots.to(self.keys.device)
+        rows, extent = key_states.shape[0], self.kv_cache.extent
+        if rows > 1:
+            key_states, value_states = key_states.transpose(0, 2), value_states.transpose(0, 2)
         self.keys.index_copy_(2, slots, key_states)
         self.values.index_copy_(2, slots, value_states)
-        extent = self.kv_cache.extent
-        return self.keys[:, :, :extent], self.values[:, :, :extent]
+        seen = self.keys[:, :, :extent], self.values[:, :, :extent]
+        return (
+            seen
+            if rows == 1
+            else (seen[0].expand(rows, -1, -1, -1), seen[1].expand(rows, -1, -1, -1))
+        )
 
     def move(self, source: Tensor, destination: Tensor) -> None:
         """Copy the slots `source` to the slots `destination`, both int64 ``[n]``."""
@@ -79,12 +89,16 @@ class StaticKVCache(Cache):
     @property
     def keys(self) -> list[Tensor]:
         """Of every layer, ``[1, heads, capacity, head_dim]``; once they are allocated."""
-        return [layer.keys for layer in self.layers if layer.keys is not None]
+        return [layer.keys for layer in self._initialized]
 
     @property
     def values(self) -> list[Tensor]:
         """As `keys`."""
-        return [layer.values for layer in self.layers if layer.values is not None]
+        return [layer.values for layer in self._initialized]
+
+    @property
+    def _initialized(self) -> list[Any]:
+        return [x for x in self.layers if isinstance(x, StaticKVLayer) and x.is_initialized]
 
     @property
     def nbytes(self) -> int:
@@ -92,14 +106,16 @@ class StaticKVCache(Cache):
         return sum(stored.nbytes for stored in (*self.keys, *self.values))
 
     def allocate(self, shape: Sequence[tuple[int, int]], dtype: torch.dtype) -> None:
-        """Allocate what is not yet, on the CPU: heads and size of a head for every layer."""
-        for layer, (heads, size) in zip(self.layers, shape, strict=True):
+        """Allocate what is not yet, on the CPU: heads and size of a head for every layer.
+
+        The last layers are left out where they attend over the keys of others.
+        """
+        for layer, (heads, size) in zip(self.layers, shape, strict=False):
             if not layer.is_initialized:
                 layer.keys = torch.zeros(1, heads, self.capacity, size, dtype=dtype)
                 layer.values = torch.zeros_like(layer.keys)
                 layer.is_initialized = True
 
     def move(self, source: Tensor, destination: Tensor) -> None:
-        for layer in self.layers:
-            assert isinstance(layer, StaticKVLayer)
+        for layer in self._initialized:
             layer.move(source, destination)

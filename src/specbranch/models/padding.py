@@ -38,15 +38,18 @@ class Padding:
         return cls(tokens, tokens, aligned=True)
 
     @classmethod
-    def pick(cls, asked: PaddingOption, invariant_from: int | None) -> Padding:
+    def pick(
+        cls, asked: PaddingOption, invariant_from: int | None, states: bool = False
+    ) -> Padding:
         """The padding for a user's option; `auto` is the cheapest bit-exact one.
 
         Args:
             asked: the option: None, a number of tokens, or `auto`.
             invariant_from: fewest tokens from which on, and up to `MAX_QUERY_LENGTH`, the kernels
                 are batch-invariant; None if they are not, or not known to be.
+            states: the model has recurrent layers, whose states would take in padding.
         """
-        if asked is None:
+        if asked is None or (asked == "auto" and states):
             return NATURAL
         if asked != "auto":
             return cls.fixed(asked)

@@ -126,7 +126,7 @@ class CausalRunner(ModelForward):
             places = list(range(start, end))
             seen = torch.from_numpy(np.arange(end) <= np.arange(start, end)[:, None])
             segments.append(Segment(state.kv_cache, list(tokens), places, places, seen))
-        return run_segments(self.model, segments)
+        return run_segments(self.model, segments, self.windows)
 
     def step_many(self, batch: Sequence[tuple[int, Mapping[int, int]]]) -> list[Tensor]:
         """Append a token to branches of several sequences, in one forward if the model allows.
@@ -139,9 +139,8 @@ class CausalRunner(ModelForward):
         """
         if len(batch) == 1 or not self._shares_forwards:
             return [self.step(sequence, tokens) for sequence, tokens in batch]
-        return run_segments(
-            self.model, [self._step_segment(sequence, tokens) for sequence, tokens in batch]
-        )
+        segments = [self._step_segment(sequence, tokens) for sequence, tokens in batch]
+        return run_segments(self.model, segments, self.windows)
 
     @property
     def _shares_forwards(self) -> bool:
@@ -260,7 +259,9 @@ class CausalRunner(ModelForward):
             + [tokens[-1]] * (rows - total)
         )
         seen = torch.from_numpy(mask)
-        out = self._forward(state.kv_cache, padded, slots, positions, seen, layers, keep)
+        # Prompts are read in the same chunks by every method: their rounding cannot differ.
+        exact = state.padding.aligned and not keep
+        out = self._forward(state.kv_cache, padded, slots, positions, seen, layers, keep, exact)
         if rows == count:
             return out
         hidden = out.hidden[:, :count] if out.hidden is not None else None

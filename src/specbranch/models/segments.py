@@ -22,6 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from specbranch.models.cpu.attention import SEEN_ATTENTION
 from specbranch.models.cpu.prepacking import ATTENTION as LEAST_ROWS_ATTENTION
 from specbranch.models.kv_cache import StaticKVCache
+from specbranch.models.windows import AttentionWindows
 
 ATTENTION = "sdpa_segments"
 # Attention that this one computes the same as.
@@ -37,7 +38,7 @@ class Segment:
         tokens: n ids.
         slots: of the cache, to write their keys and values to.
         positions: in the text.
-        mask: bool ``[n, extent]``, True where a token sees a slot.
+        mask: bool ``[n, extent]``, True where a token sees a slot, but for the model's windows.
     """
 
     cache: StaticKVCache
@@ -87,8 +88,10 @@ class _SegmentedLayer(CacheLayerMixin):
 class SegmentedCache(Cache):
     """A `transformers` cache over the caches of several sequences, for one forward."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], windows: AttentionWindows) -> None:
         self.segments = segments
+        self.windows = windows
+        self.masks = [windows.masks(segment.mask[None, None]) for segment in segments]
         layers = len(segments[0].cache.layers)
         super().__init__(layers=[_SegmentedLayer(segments, index) for index in range(layers)])
 
@@ -106,15 +109,15 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """`transformers`' sdpa attention for each segment; query is ``[1, heads, T, head_dim]``."""
     cache = _running.get()
-    layer = cache.layers[module.layer_idx]
+    layer_index: Any = module.layer_idx
+    layer = cache.layers[layer_index]
     assert isinstance(layer, _SegmentedLayer)
     counts = [len(segment.tokens) for segment in cache.segments]
-    rows = zip(cache.segments, query.split(counts, dim=2), layer.seen, strict=True)
+    masks = [cache.windows.of_layer(masks, layer_index) for masks in cache.masks]
+    rows = zip(masks, query.split(counts, dim=2), layer.seen, strict=True)
     found = [
-        sdpa_attention_forward(
-            module, queries, keys, values, segment.mask[None, None].to(query.device), **options
-        )[0]
-        for segment, queries, (keys, values) in rows
+        sdpa_attention_forward(module, queries, keys, values, mask.to(query.device), **options)[0]
+        for mask, queries, (keys, values) in rows
     ]
     return torch.cat(found, dim=1), None
 
@@ -124,8 +127,13 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def can_run_segments(model: PreTrainedModel) -> bool:
-    """Whether the model's attention can be replaced by that of segments."""
-    return model.config.get_text_config()._attn_implementation in REPLACED
+    """Whether the model's attention can be replaced by that of segments.
+
+    It cannot where a layer attends over the keys of another one (Gemma 3n, Gemma 4).
+    """
+    config = model.config.get_text_config()
+    shares = getattr(config, "num_kv_shared_layers", 0)
+    return config._attn_implementation in REPLACED and not shares
 
 
 @contextmanager
@@ -142,8 +150,15 @@ def _segmented(model: PreTrainedModel, cache: SegmentedCache) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def run_segments(model: PreTrainedModel, segments: Sequence[Segment]) -> list[Tensor]:
+def run_segments(
+    model: PreTrainedModel, segments: Sequence[Segment], windows: AttentionWindows
+) -> list[Tensor]:
     """One forward over the tokens of all segments.
+
+    Args:
+        model: see `can_run_segments`.
+        segments: of different sequences.
+        windows: of the model's layers.
 
     Returns:
         Logits, float32 ``[n, vocabulary]``, for each segment.
@@ -151,7 +166,7 @@ def run_segments(model: PreTrainedModel, segments: Sequence[Segment]) -> list[Te
     for segment in segments:
         segment.cache.slots = torch.tensor(segment.slots, device=model.device)
         segment.cache.extent = segment.mask.shape[1]
-    cache = SegmentedCache(segments)
+    cache = SegmentedCache(segments, windows)
     tokens = [token for segment in segments for token in segment.tokens]
     positions = [position for segment in segments for position in segment.positions]
     count = len(tokens)

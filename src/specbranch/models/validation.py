@@ -18,11 +18,13 @@ from specbranch.models.architecture import borders, check_cache
 from specbranch.models.loader import one_line
 from specbranch.models.padding import FIXED_QUERY_LENGTH, MAX_QUERY_LENGTH, NATURAL, Padding
 from specbranch.models.runner import CausalRunner
+from specbranch.models.windows import resized
 
 TRIED_TEXT = 256  # tokens
 TRIED_ROWS = 8  # one row alone may be the same by chance
 LONGEST_BORDER = 1024  # tokens; a trial beyond it would make loading slow
 BESIDE_BORDER = 4  # tokens on either side of a border
+TRIED_WINDOW = 8  # tokens; every model's windows are tried at this size, however long they are
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 _SEQUENCE = -1  # no sequence of a user's has this id
@@ -39,9 +41,14 @@ def validate(runner: CausalRunner, name: str, padding: Padding = NATURAL) -> Non
         padding: of the forwards that will be run.
 
     Raises:
-        UnsupportedModelError: as `check_cache` and `validate_cache`.
+        UnsupportedModelError: as `check_cache` and `validate_cache`, or forwards of the model
+            cannot be padded.
     """
     check_cache(runner.model.config, name)
+    if runner.keeps_states and padding.aligned:
+        raise UnsupportedModelError(
+            f"{name} has recurrent layers, whose states would take in padding: leave padding out"
+        )
     validate_cache(runner, name, padding)
 
 
@@ -51,7 +58,8 @@ def validate_cache(runner: CausalRunner, name: str, padding: Padding = NATURAL) 
 
     One text is run, forked, stepped, kept and rewound. One more for each border that the
     configuration names (a window's size, the length that rotary frequencies were made for) is run
-    across it. At a fixed padding a last one is cut in several ways, which must give the same bits.
+    across it. A model with windows does both again while they hold few tokens. At a fixed padding
+    a last one is cut in several ways, which must give the same bits.
 
     Raises:
         UnsupportedModelError: the model fails, its logits differ by more than its dtype's
@@ -61,6 +69,7 @@ def validate_cache(runner: CausalRunner, name: str, padding: Padding = NATURAL) 
     try:
         tried = [_forked(runner, padding)]
         tried += [_across(runner, padding, at) for at in _tried_borders(runner)]
+        tried += _windowed(runner, padding)
         differences = [_difference(found, expected) for found, expected in tried]
         # A range of lengths comes from `invariant_from`, which tried it.
         fixed = padding.aligned and padding.least == padding.most
@@ -91,23 +100,40 @@ def validate_cache(runner: CausalRunner, name: str, padding: Padding = NATURAL) 
         )
 
 
-def _forked(runner: CausalRunner, padding: Padding) -> tuple[Tensor, Tensor]:
-    """Logits of a text that was forked and rewound, and those of a fresh forward."""
+def _forked(runner: CausalRunner, padding: Padding, before: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits of a text that was forked and rewound, and those of a fresh forward.
+
+    Args:
+        before: tokens ahead of those that are.
+    """
     tokens = [token % runner.vocabulary for token in (3, 1, 4, 1, 5, 9, 2, 7, 8)]
-    tokens, aside = tokens[:7], tokens[7:]
-    runner.open(_SEQUENCE, 16, padding)
+    tokens, aside = _text(runner, before) + tokens[:7], tokens[7:]
+    runner.open(_SEQUENCE, len(tokens) + 9, padding)
     try:
-        runner.run(_SEQUENCE, tokens[:4])
-        runner.rewind(_SEQUENCE, 3)
+        runner.run(_SEQUENCE, tokens[: before + 4])
+        runner.rewind(_SEQUENCE, before + 3)
         # Apart, so that counting on from the first token's position is wrong for the second.
-        ours, other = runner.fork(_SEQUENCE, [3, 1])
-        runner.step(_SEQUENCE, {other: aside[0], ours: tokens[3]})
-        runner.step(_SEQUENCE, {ours: tokens[4], other: aside[1]})
+        ours, other = runner.fork(_SEQUENCE, [before + 3, before + 1])
+        runner.step(_SEQUENCE, {other: aside[0], ours: tokens[before + 3]})
+        stepped = runner.step(_SEQUENCE, {ours: tokens[before + 4], other: aside[1]})
         runner.keep(_SEQUENCE, ours)
-        found = runner.run(_SEQUENCE, tokens[5:]).logits
+        found = torch.cat([stepped[:1], runner.run(_SEQUENCE, tokens[before + 5 :]).logits])
     finally:
         runner.close(_SEQUENCE)
-    return found, _fresh(runner, tokens, 2)
+    return found, _fresh(runner, tokens, 3)
+
+
+def _windowed(runner: CausalRunner, padding: Padding) -> list[tuple[Tensor, Tensor]]:
+    """As `_forked` and `_across`, with windows that these texts leave, if the model has any."""
+    before, config = runner.windows, runner.model.config
+    size = min(TRIED_WINDOW, runner.positions // 2)
+    if not before.sizes:
+        return []
+    with resized(config, before, size) as runner.windows:
+        try:
+            return [_forked(runner, padding, size), _across(runner, padding, size)]
+        finally:
+            runner.windows = before
 
 
 def _tried_borders(runner: CausalRunner) -> list[int]:
@@ -168,7 +194,7 @@ def invariant_from(runner: CausalRunner) -> int | None:
         such kernels do, so that a trial would miss it. Nor is anything known of a model that fails
         its trial: `validate` says why it fails.
     """
-    if runner.model.dtype != torch.float32:
+    if runner.model.dtype != torch.float32 or runner.keeps_states:
         return None
     try:
         return _invariant_from(runner)

@@ -12,6 +12,7 @@ from specbranch.executors.cpu_affinity import CpuAffinity
 from specbranch.models.info import ModelInfo
 from specbranch.models.loader import ModelSpec, load_model, load_tokenizer
 from specbranch.models.padding import Padding
+from specbranch.models.recurrent_runner import runner_of
 from specbranch.models.runner import CausalRunner
 from specbranch.models.translated_runner import TranslatedRunner
 from specbranch.models.validation import invariant_from, same_with, validate
@@ -62,7 +63,7 @@ def make_verifier(
     Raises:
         InputError, UnsupportedModelError: as `load_model` and `validate`.
     """
-    runner = CausalRunner(load_model(spec))
+    runner = runner_of(load_model(spec))
     _prepare(runner, spec, verifies=True)
     padding = _validated_padding(runner, spec.name, spec.padding)
     if alone is not None and padding.aligned:
@@ -81,7 +82,7 @@ def wrap_verifier(model: PreTrainedModel, padding: PaddingOption) -> Verifier:
     Raises:
         UnsupportedModelError: as `validate`.
     """
-    runner = CausalRunner(model)
+    runner = runner_of(model)
     _validated_padding(runner, "target", padding)
     return Verifier(runner)
 
@@ -90,7 +91,7 @@ def _validated_padding(runner: CausalRunner, name: str, asked: PaddingOption) ->
     """Find out what is batch-invariant, and try the model at the padding that follows."""
     if asked == "auto":
         runner.invariant_from = invariant_from(runner)
-    padding = Padding.pick(asked, runner.invariant_from)
+    padding = Padding.pick(asked, runner.invariant_from, runner.keeps_states)
     validate(runner, name, padding)
     return padding
 
@@ -122,7 +123,7 @@ def make_drafter(spec: ModelSpec) -> Drafter:
     Raises:
         InputError, UnsupportedModelError: as `load_model` and `validate`.
     """
-    runner = CausalRunner(load_model(spec))
+    runner = runner_of(load_model(spec))
     _prepare(runner, spec, verifies=False)
     validate(runner, spec.name)
     if spec.tokens_of is None:
@@ -138,6 +139,6 @@ def wrap_drafter(model: PreTrainedModel) -> Drafter:
     Raises:
         UnsupportedModelError: as `validate`.
     """
-    runner = CausalRunner(model)
+    runner = runner_of(model)
     validate(runner, "draft")
     return Drafter(runner)

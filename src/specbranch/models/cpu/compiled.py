@@ -27,8 +27,11 @@ from specbranch.cache_folder import cache_folder, prepare_folder
 from specbranch.models.cpu.blocks import has_blocks
 from specbranch.models.cpu.custom_ops import CompiledLayers, compiler
 from specbranch.models.cpu.prepacking import ATTENTION, LEAST_ROWS
+from specbranch.models.experts import experts_of
 from specbranch.models.kv_cache import StaticKVCache
+from specbranch.models.layer_states import has_states
 from specbranch.models.loader import one_line
+from specbranch.models.windows import AttentionWindows
 
 logger = logging.getLogger("specbranch")
 
@@ -46,6 +49,10 @@ def obstacle(model: PreTrainedModel) -> str | None:
         return "it is large"
     if model.config.get_text_config()._attn_implementation != "sdpa":
         return "its attention is not sdpa"
+    if experts_of(model.config) is not None:
+        return "it has experts"
+    if has_states(model.config):
+        return "it has recurrent layers"
     if compiler() is None:
         return "there is no C++ compiler: install g++ or clang++"
     return None
@@ -78,15 +85,16 @@ def library_name(model: PreTrainedModel, int8: bool = False) -> str:
 class CachedForward(nn.Module):
     """The model as a function of tensors alone."""
 
-    def __init__(self, model: PreTrainedModel, verifies: bool) -> None:
+    def __init__(self, model: PreTrainedModel, windows: AttentionWindows, verifies: bool) -> None:
         super().__init__()
         self.model = model
+        self.windows = windows
         self.verifies = verifies
 
     def forward(
         self,
         ids: Tensor,
-        mask: Tensor,
+        masks: list[Tensor],
         positions: Tensor,
         slots: Tensor,
         keys: list[Tensor],
@@ -96,15 +104,15 @@ class CachedForward(nn.Module):
 
         Args:
             ids, positions: int64 ``[1, n]``.
-            mask: bool ``[1, 1, n, extent]``.
+            masks: bool ``[1, 1, n, extent]``, as `AttentionWindows.masks` gives them.
             slots: int64 ``[n]``.
             keys, values: of every layer, ``[1, heads, capacity, head_dim]``; written to.
         """
         kv_cache = StaticKVCache.of(keys, values)
-        kv_cache.slots, kv_cache.extent = slots, mask.shape[-1]
+        kv_cache.slots, kv_cache.extent = slots, masks[0].shape[-1]
         out = self.model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=self.windows.argument(masks),
             position_ids=positions,
             past_key_values=kv_cache,
             use_cache=True,
@@ -146,11 +154,12 @@ class CompiledForward:
         slots: list[int],
         positions: list[int],
         mask: Tensor,
+        windows: AttentionWindows,
     ) -> tuple[Tensor, list[Tensor]]:
         """One forward of n tokens.
 
         Args:
-            mask: bool ``[n, extent]``, True where a token sees a slot.
+            mask: bool ``[n, extent]``, True where a token sees a slot, but for `windows`.
 
         Returns:
             Logits, float32 ``[n, vocabulary]``, and the hidden states of all layers,
@@ -169,14 +178,13 @@ class CompiledForward:
             mask = torch.cat([mask, mask[-1:].expand(lacking, -1)])
         self._layers.run()
         ids, at, places = torch.tensor([tokens]), torch.tensor([positions]), torch.tensor(slots)
-        logits, *hidden = self._run(
-            [ids, mask[None, None], at, places, *kv_cache.keys, *kv_cache.values]
-        )
+        masks = windows.masks(mask[None, None])
+        logits, *hidden = self._run([ids, *masks, at, places, *kv_cache.keys, *kv_cache.values])
         return logits[:count], [states[0, :count] for states in hidden]
 
 
 def compile_forward(
-    model: PreTrainedModel, name: str, library: str, verifies: bool
+    model: PreTrainedModel, windows: AttentionWindows, name: str, library: str, verifies: bool
 ) -> CompiledForward | None:
     """Compile a model, or load what was compiled before; None, and a warning, where that fails.
 
@@ -184,6 +192,7 @@ def compile_forward(
 
     Args:
         model: packed or not.
+        windows: of its layers.
         name: of the model, for people.
         library: its `library_name`.
         verifies: as for `CausalRunner.compile`.
@@ -204,7 +213,7 @@ def compile_forward(
                 return load()
             except Exception as error:  # torch raises what its archive reader or the linker says
                 logger.warning("%s is broken and is built anew: %s", file, one_line(error))
-        _build(CachedForward(model, verifies), keys, values, least, name, file)
+        _build(CachedForward(model, windows, verifies), keys, values, least, name, file)
         return load()
     except Exception as error:  # whatever the compiler stumbles over, the model itself still runs
         logger.warning("%s runs uncompiled, slower: %s", name, one_line(error))
@@ -242,16 +251,18 @@ def _build(
     count, extent = 6, 70
     mask = torch.zeros(1, 1, count, extent, dtype=torch.bool)
     mask[..., :10] = True
+    masks = [mask.clone() for _ in forward.windows.names]  # inputs that are one are taken for equal
     ids, slots = torch.arange(1, count + 1)[None], torch.arange(10, 10 + count)
     rows = Dim("rows", min=least, max=MOST_ROWS)
     extents, capacity = Dim("extent", min=2), Dim("capacity", min=2)
     caches = [{2: capacity} for _ in keys]
-    shapes = ({1: rows}, {2: rows, 3: extents}, {1: rows}, {0: rows}, caches, caches)
+    seen = [{2: rows, 3: extents} for _ in masks]
+    shapes = ({1: rows}, seen, {1: rows}, {0: rows}, caches, caches)
     begun = time.perf_counter()
     with TemporaryDirectory(dir=file.parent) as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logger.warning("compiling %s for this CPU, once: about a minute", name)
-        example = (ids, mask, ids.clone(), slots, keys, values)
+        example = (ids, masks, ids.clone(), slots, keys, values)
         exported = torch.export.export(forward, example, dynamic_shapes=shapes, strict=False)
         made = torch._inductor.aoti_compile_and_package(
             exported, package_path=f"{folder}/library.pt2", inductor_configs=OPTIONS
