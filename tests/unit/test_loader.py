@@ -18,16 +18,10 @@ from specbranch import zoo
 from specbranch.errors import InputError, UnsupportedModelError
 from specbranch.models import loader
 from specbranch.models.architecture import check_cache
-from specbranch.models.loader import (
-    ModelSpec,
-    check_vocabularies,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
-)
+from specbranch.models.loader import ModelSpec, load_model, load_tokenizer, pick_device, pick_dtype
 from specbranch.models.runner import CausalRunner
 from specbranch.models.validation import validate_cache
+from specbranch.models.vocabularies import check_vocabularies
 from specbranch.models.windows import windows_of
 from tests.refusals import refusal
 from tests.tiny import POSITIONS, save_pair_half, tiny_model, tiny_tokenizer

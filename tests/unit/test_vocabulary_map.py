@@ -14,9 +14,10 @@ from specbranch import LLM, SamplingParams
 from specbranch.config import SpeculativeConfig
 from specbranch.errors import InputError
 from specbranch.methods.registry import METHODS
-from specbranch.models.loader import load_tokenizer, same_ids
+from specbranch.models.loader import load_tokenizer
 from specbranch.models.restricted_head import NEVER
 from specbranch.models.translated_runner import TranslatedRunner
+from specbranch.models.vocabularies import same_ids
 from specbranch.models.vocabulary_map import VocabularyMap
 from specbranch.workers import drafter as draft_worker
 from specbranch.workers import verifier as target_worker

@@ -12,8 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from specbranch.errors import InputError
 from specbranch.llm import LLM
 from specbranch.metrics import Metrics, Round
-from specbranch.models.loader import ModelSpec, load_model, load_tokenizer, same_ids
+from specbranch.models.loader import ModelSpec, load_model, load_tokenizer
 from specbranch.models.quiet import quiet
+from specbranch.models.vocabularies import same_ids
 from specbranch.outputs import CompletionOutput, RequestOutput, Speculation
 from specbranch.sampling_params import SamplingParams
 from specbranch.token_sequence import FinishReason

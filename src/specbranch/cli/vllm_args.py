@@ -14,7 +14,8 @@ from specbranch.cli.checks import check_counts
 from specbranch.errors import InputError
 from specbranch.executors.cpu_affinity import AffinityPlan, divide
 from specbranch.models.gguf import is_gguf
-from specbranch.models.loader import check_vocabularies, load_tokenizer, resolve
+from specbranch.models.loader import load_tokenizer, resolve
+from specbranch.models.vocabularies import check_vocabularies
 
 ON_CPU, ON_GPU = 5, 8  # tokens to draft: a GPU verifies more of them for the price of one
 

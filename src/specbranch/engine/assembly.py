@@ -24,14 +24,10 @@ from specbranch.executors.start import pick_executor, start_drafter, start_execu
 from specbranch.executors.virtual import affinity_of
 from specbranch.methods.registry import pick_method
 from specbranch.models.info import ModelInfo
-from specbranch.models.loader import (
-    ModelSpec,
-    load_tokenizer,
-    named_device,
-    same_ids,
-)
+from specbranch.models.loader import ModelSpec, load_tokenizer, named_device
 from specbranch.models.padding import Padding
 from specbranch.models.pairs import find_pair, locate
+from specbranch.models.vocabularies import same_ids
 from specbranch.policy.hrad import HRAD
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.factory import (

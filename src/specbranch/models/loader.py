@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,9 +30,7 @@ from specbranch.models.quiet import quiet
 from specbranch.models.restricted_head import ENTRY, restrict_head
 from specbranch.zoo import BUNDLED
 
-logger = logging.getLogger("specbranch")
 
-MOST_DIFFERING = 0.1  # share of a draft's tokens that the target may have otherwise
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -278,43 +275,3 @@ def one_line(error: Exception) -> str:
         return f"no entry {lines[0]}"
     # "Validation error for field 'x':" names the field, and the next line the fault.
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-
-
-def same_ids(target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase) -> bool:
-    """Whether no token id means one thing to a target and another to its draft.
-
-    Either may have tokens that the other one lacks.
-    """
-    ours = {i: token for token, i in target.get_vocab().items()}
-    return all(ours.get(i, token) == token for token, i in draft.get_vocab().items())
-
-
-def check_vocabularies(
-    target: PreTrainedTokenizerBase, draft: PreTrainedTokenizerBase, names: tuple[str, str]
-) -> None:
-    """Check that a draft's token ids mean the same to the target.
-
-    A few may differ, such as the special tokens of a base model and of one that is made to talk:
-    what the draft proposes by them is not accepted, and no text changes.
-
-    Raises:
-        InputError: the tokenizers are not of one kind, so that hardly anything would be accepted.
-    """
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    differing = sum(ours.get(token) != i for token, i in theirs.items())
-    if differing <= MOST_DIFFERING * len(theirs):
-        if differing:
-            logger.warning(
-                "%d of %d tokens of %s are unknown to %s, or under another id: they are drafted in "
-                "vain",
-                differing,
-                len(theirs),
-                names[1],
-                names[0],
-            )
-        return
-    raise InputError(
-        f"different vocabularies: {names[0]} has {len(ours)} tokens, {names[1]} has "
-        f"{len(theirs)}, {differing} of them unknown to the target or under another id; "
-        "choose a draft of the target's own family"
-    )

@@ -14,7 +14,8 @@ from specbranch.executors.cpu_affinity import CpuAffinity, available, parse_core
 from specbranch.integrations.vllm.drafter_loop import DrafterLoop
 from specbranch.integrations.vllm.messages import PROTOCOL, Failed, News, Ready, Start
 from specbranch.models.info import ModelInfo
-from specbranch.models.loader import ModelSpec, check_vocabularies, load_tokenizer
+from specbranch.models.loader import ModelSpec, load_tokenizer
+from specbranch.models.vocabularies import check_vocabularies
 from specbranch.openmp import forget_binding
 from specbranch.workers.drafter import Drafter
 from specbranch.workers.factory import make_drafter

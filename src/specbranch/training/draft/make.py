@@ -13,13 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specbranch.engine.inputs import chat_prompt
 from specbranch.errors import InputError
 from specbranch.llm import LLM
-from specbranch.models.loader import (
-    ModelSpec,
-    check_vocabularies,
-    load_model,
-    load_tokenizer,
-)
+from specbranch.models.loader import ModelSpec, load_model, load_tokenizer
 from specbranch.models.restricted_head import ENTRY
+from specbranch.models.vocabularies import check_vocabularies
 from specbranch.sampling_params import SamplingParams
 from specbranch.training.draft.answers import AnswerStore, self_prompts, write_answers
 from specbranch.training.draft.student import from_layers, narrow
