@@ -30,7 +30,6 @@ from specbranch.models.quiet import quiet
 from specbranch.models.restricted_head import ENTRY, restrict_head
 from specbranch.zoo import BUNDLED
 
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
