@@ -34,6 +34,8 @@ from specbranch.models.loader import ModelSpec
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.unit.test_timeline import ROUNDS
 
+pytestmark = pytest.mark.usefixtures("small_pair")
+
 ROWS = [
     {"prompt": "def quicksort(xs):", "task_id": "code/1"},
     {"question": "How many?"},

@@ -1,4 +1,4 @@
-"""The public API on the bundled pair."""
+"""The public API, on a tiny pair with the bundled pair's tokenizer."""
 
 from dataclasses import replace
 
@@ -10,11 +10,13 @@ from specbranch.methods.registry import METHODS
 from tests.hosted import hosted
 
 PROMPTS = ["def quicksort(xs):", "Question: A robe takes 2 bolts.\nAnswer:", "The city of "]
+pytestmark = pytest.mark.usefixtures("small_pair")
+
 SPECULATIVE = sorted(set(METHODS) - {"autoregressive"})
 
 
 @pytest.fixture(scope="module", params=["draft", "draft-weak"])
-def llm(request):
+def llm(request, small_pair):
     with LLM(draft=request.param, executor="inline", speculate="always") as llm:
         yield llm
 
@@ -97,18 +99,6 @@ def test_a_text_as_long_as_the_model_allows():
         texts = [llm.generate(ids, params, method=m)[0].outputs[0].token_ids for m in METHODS]
         assert len(texts[0]) == 12
         assert texts[1:] == texts[:1] * (len(texts) - 1)
-
-
-@pytest.mark.parametrize("method", ["lookup", "lookahead"])
-def test_drafting_without_a_draft(method):
-    with LLM(draft=None, method=method, executor="inline") as llm:
-        assert llm.draft is None
-        prompt, params = "one two three one two three one two", SamplingParams(max_tokens=40)
-        plain = llm.generate(prompt, params, method="autoregressive")[0]
-        found = llm.generate(prompt, params)[0]
-    assert found.outputs[0].token_ids == plain.outputs[0].token_ids
-    assert found.metrics.fates.accepted > 0
-    assert found.metrics.target_calls < plain.metrics.target_calls
 
 
 def test_a_closed_generator_frees_its_sequence(llm):

@@ -41,6 +41,8 @@ from specbranch.simulate.rounds import (
 from tests.integration.executor_workers import Echo, ForwardsRequest
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.usefixtures("small_pair")
+
 ALONE = Profile(
     ModelLatency({1: 0.014, 16: 0.030}, 2e-4, ModelLatency({1: 0.010, 16: 0.020, 512: 0.2}, 1e-4)),
     ModelLatency({1: 0.0018, 12: 0.0040}, 5e-4, ModelLatency({1: 0.0016, 12: 0.0030}, 3e-4)),
