@@ -98,6 +98,8 @@ class Coordinator:
                 self._open(row, request)
             except ExecutorError as gone:
                 self._lost(gone)
+            except Exception as fault:
+                self._faulted(fault)
 
     def propose(
         self,
@@ -111,7 +113,6 @@ class Coordinator:
             rows: of the batch.
             request: what is known of a request; None where nothing may be drafted for it.
             alive: requests that have not ended.
-
         """
         begun = self._clock()
         nothing: list[list[int]] = [[] for _ in rows]
@@ -128,6 +129,9 @@ class Coordinator:
         except InputError as error:  # the draft's files are gone since vLLM's start
             logger.warning("specbranch: %s. vLLM goes on without drafts", error)
             self.close()
+            return nothing
+        except Exception as fault:  # of this package: no reason for vLLM to end
+            self._faulted(fault)
             return nothing
         finally:
             self.metrics["propose_seconds"] += self._clock() - begun
@@ -261,6 +265,11 @@ class Coordinator:
             self._delay,
         )
         self._delay = min(2 * self._delay, LONGEST_DELAY)
+
+    def _faulted(self, fault: Exception) -> None:
+        self.metrics["faults"] += 1
+        logger.info("specbranch: the fault", exc_info=fault)
+        self._lost(ExecutorError("draft", f"is ended after a fault in specbranch: {fault!r}"))
 
     def _revived(self) -> bool:
         """Start a drafter again if it is time; whether there is one."""
