@@ -81,14 +81,11 @@ class Coordinator:
 
         Raises:
             InputError: it cannot be loaded.
+            ExecutorError: its process ended.
         """
         until = self._clock() + seconds
         while not self.ready and (left := until - self._clock()) > 0:
-            try:
-                self._receive(min(left, 1.0))
-            except ExecutorError as gone:
-                self._lost(gone)
-                return False
+            self._receive(min(left, 1.0))
         return self.ready
 
     def open(self, row: Row, request: Request) -> None:
