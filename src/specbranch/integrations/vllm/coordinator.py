@@ -62,11 +62,6 @@ class Coordinator:
         return self._length.kept(acceptance, min(most, self._gamma))
 
     @property
-    def known(self) -> list[str]:
-        """Requests that have a session, the oldest first."""
-        return self._sessions.keys
-
-    @property
     def sessions(self) -> Sessions:
         """The sessions, for who identifies rows by their text."""
         return self._sessions
