@@ -113,7 +113,7 @@ def test_commands_have_the_options_that_are_named(document):
     commands = commands_of(build_parser())
     blocks = "\n".join(FENCE.findall(document.read_text(encoding="utf-8")))
     for line in blocks.replace("\\\n", " ").splitlines():
-        used = re.search(r"(?:^|\| |\.venv/bin/)specbranch (\w+)([^#]*)", line)
+        used = re.search(r"(?:^|\| |\.venv/bin/)specbranch ([\w-]+)([^#]*)", line)
         if used:
             command, rest = used.groups()
             assert command in commands, line

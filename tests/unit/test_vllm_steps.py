@@ -118,6 +118,7 @@ class Steps(RuleBasedStateMachine):
     def _step(self, **how: Any) -> set[str]:
         """One step, its chains checked; returns the requests that ended with it."""
         chains = self.runner.step(self.proposer, self.chaos, **how)
+        assert self.proposer.metrics["faults"] == 0
         check(chains, self.runner.texts, self.draft)
         ended = {name for name in self.runner.texts if self.runner.full(name)}
         for name in ended:
@@ -213,6 +214,7 @@ def test_a_drafter_at_any_pace_says_what_a_fresh_draft_does(
         link.work(chaos.randrange(2 * pace + 1))
         for name in [name for name in runner.texts if runner.full(name)]:
             runner.drop(name)
+    assert proposer.metrics["faults"] == 0
     assert proposer.metrics["hit"] > 5
 
 
@@ -298,3 +300,19 @@ def test_memory_that_runs_out_rests_one_text_and_no_other(monkeypatch: pytest.Mo
     assert proposer.metrics["resting"] == 1
     assert proposer.metrics["hit"] > 0
     assert not link.drafter._trees or set(link.drafter._trees) != {1}
+
+
+def test_a_fault_of_the_proposer_itself_does_not_end_vllm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = FakeRunner(greedy(random_table(3, VOCABULARY)), 2)
+    link = LoopLink(3, Clock())
+    proposer = make_proposer(runner, lambda: link)
+    assert proposer._coordinator is not None
+    monkeypatch.setattr(proposer._coordinator.sessions, "advance", lambda rows: 1 / 0)
+    runner.add("a", [1, 2], 20)
+    assert runner.step(proposer, random.Random(0)) == {"a": []}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "ZeroDivisionError" in caplog.text
+    assert proposer.metrics["faults"] == 1
+    assert link.closed

@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "SPECBRANCH_VLLM_SPECULATE": "always",
 }
 PROMPTS = int(os.environ.get("PROMPTS", "40"))
+TOKENS = int(os.environ.get("TOKENS", "64"))
 SOAK = int(os.environ.get("SOAK", "60"))
 SAMPLED = int(os.environ.get("SAMPLED", "96"))
 AT_A_TIME = (1, 4, 16)
@@ -155,7 +156,7 @@ def main() -> None:
             }
             counted.update(dict.fromkeys(counted, 0.0))
 
-    greedy = SamplingParams(temperature=0, max_tokens=64)
+    greedy = SamplingParams(temperature=0, max_tokens=TOKENS)
     for at_a_time in AT_A_TIME:
         begun = time.perf_counter()
         texts = prompts(PROMPTS)

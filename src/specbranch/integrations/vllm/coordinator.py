@@ -62,11 +62,6 @@ class Coordinator:
         return self._length.kept(acceptance, min(most, self._gamma))
 
     @property
-    def known(self) -> list[str]:
-        """Requests that have a session, the oldest first."""
-        return self._sessions.keys
-
-    @property
     def sessions(self) -> Sessions:
         """The sessions, for who identifies rows by their text."""
         return self._sessions
@@ -81,14 +76,11 @@ class Coordinator:
 
         Raises:
             InputError: it cannot be loaded.
+            ExecutorError: its process ended.
         """
         until = self._clock() + seconds
         while not self.ready and (left := until - self._clock()) > 0:
-            try:
-                self._receive(min(left, 1.0))
-            except ExecutorError as gone:
-                self._lost(gone)
-                return False
+            self._receive(min(left, 1.0))
         return self.ready
 
     def open(self, row: Row, request: Request) -> None:
@@ -98,6 +90,8 @@ class Coordinator:
                 self._open(row, request)
             except ExecutorError as gone:
                 self._lost(gone)
+            except Exception as fault:
+                self._faulted(fault)
 
     def propose(
         self,
@@ -111,7 +105,6 @@ class Coordinator:
             rows: of the batch.
             request: what is known of a request; None where nothing may be drafted for it.
             alive: requests that have not ended.
-
         """
         begun = self._clock()
         nothing: list[list[int]] = [[] for _ in rows]
@@ -128,6 +121,9 @@ class Coordinator:
         except InputError as error:  # the draft's files are gone since vLLM's start
             logger.warning("specbranch: %s. vLLM goes on without drafts", error)
             self.close()
+            return nothing
+        except Exception as fault:  # of this package: no reason for vLLM to end
+            self._faulted(fault)
             return nothing
         finally:
             self.metrics["propose_seconds"] += self._clock() - begun
@@ -261,6 +257,11 @@ class Coordinator:
             self._delay,
         )
         self._delay = min(2 * self._delay, LONGEST_DELAY)
+
+    def _faulted(self, fault: Exception) -> None:
+        self.metrics["faults"] += 1
+        logger.info("specbranch: the fault", exc_info=fault)
+        self._lost(ExecutorError("draft", f"is ended after a fault in specbranch: {fault!r}"))
 
     def _revived(self) -> bool:
         """Start a drafter again if it is time; whether there is one."""

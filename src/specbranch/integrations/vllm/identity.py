@@ -25,7 +25,7 @@ class PrefixIdentity:
         self._next = 0
 
     def names(self, texts: Sequence[Tokens], sessions: Sessions) -> list[str]:
-        """A name for each row, and in `alive` for those that may come back."""
+        """A name for each row."""
         self._step += 1
         left = {key: sessions.committed(key) for key in sessions.keys}
         by_length = sorted(left, key=lambda key: -len(left[key]))

@@ -109,10 +109,9 @@ class Step:
 
 
 # What a branch is longer by: its index in the order in which those of its text were started; how
-# many tokens of the chain its outcome accepts; further ids, the first of a branch being the
-# target's token in its outcome; and the acceptance estimated for each token after that one, given
-# those before. A tuple, since a message has a hundred of them, which vLLM unpickles between two
-# steps.
+# many tokens of the chain its outcome accepts; further ids, the first of a branch being the token
+# that the target wrote in its outcome; and the acceptance estimated for each token after that one.
+# A tuple, since a message has a hundred of them, which vLLM unpickles between two steps.
 Grown = tuple[int, int, tuple[int, ...], tuple[float, ...]]
 
 

@@ -39,6 +39,7 @@ HELP = {
     "accepted_tokens": "Draft tokens that were committed",
     "committed_tokens": "Tokens committed in steps that counted an outcome",
     "restarts": "Starts of the drafter after the first",
+    "faults": "Errors of the proposer itself, after which the drafter was started again",
     "resting": "Requests for which the draft had no memory",
     "opened": "Requests opened on the drafter",
 }

@@ -65,6 +65,7 @@ class Proposer:
 
         Raises:
             InputError: the draft cannot be loaded, or does not fit the target.
+            ExecutorError: the drafter's process ended.
         """
         self._runner = calling_runner(sys._getframe(1), self._context)
         self._load()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from specbranch.integrations.vllm.messages import Advance, Chain, Grown, Open, Reply, Sampling, Step
+from specbranch.integrations.vllm.messages import Advance, Grown, Open, Reply, Sampling, Step
 from specbranch.integrations.vllm.outcomes import Kind, Outcome, Prepared, match
 
 Tokens = NDArray[np.int32]
@@ -270,10 +270,6 @@ class Sessions:
             )
         closed, self._closed = tuple(self._closed), []
         return Step(self._number, tuple(texts), closed)
-
-    def take(self, session: Session, chain: Chain) -> list[int]:
-        """Cut a chain that was waited for to what is worth verifying."""
-        return [*chain.tokens[: self._keep(chain.acceptance, session.room - 1)]]
 
     @property
     def closed(self) -> bool:
