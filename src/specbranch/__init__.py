@@ -12,13 +12,23 @@ if TYPE_CHECKING:
     from specbranch.llm import LLM
     from specbranch.outputs import CompletionOutput, Piece, RequestOutput
     from specbranch.sampling_params import SamplingParams
+    from specbranch.structured_outputs import StructuredOutputsParams
 
-__all__ = ["LLM", "CompletionOutput", "Piece", "RequestOutput", "SamplingParams", "generate"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Piece",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "generate",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "specbranch.llm",
     "SamplingParams": "specbranch.sampling_params",
+    "StructuredOutputsParams": "specbranch.structured_outputs",
     "generate": "specbranch.integrations.transformers",
 }
 

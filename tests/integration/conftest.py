@@ -37,4 +37,4 @@ def small_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
                 for weight in model.parameters():
                     weight += noise * torch.randn(weight.shape, generator=generator)
             patch.setitem(BUNDLED, name, save_pair_half(folder / name, model, tokenizer))
-        yield BUNDLED["target"], BUNDLED["draft"]
+        yield str(BUNDLED["target"]), str(BUNDLED["draft"])
