@@ -11,11 +11,14 @@ from specbranch.errors import UnsupportedModelError
 from specbranch.models.layer_states import BESIDE_ATTENTION, STATES
 from specbranch.models.windows import FULL, SIZES
 
+UNLIMITED = 1 << 20  # tokens; of a model that knows no positions
 _KNOWN = {FULL, *SIZES, *STATES, BESIDE_ATTENTION}
 
 
 def context_length(text: PreTrainedConfig) -> int | None:
-    """Most tokens of a text; None if the configuration names no number.
+    """Most tokens of a text; None if the configuration names no number, and needs one.
+
+    Recurrent layers alone know no positions, and take a text of any length.
 
     With YaRN (arXiv 2309.00071) it is the original context times the factor, where that is more
     than `max_position_embeddings`, which some configurations leave at the original context.
@@ -24,6 +27,8 @@ def context_length(text: PreTrainedConfig) -> int | None:
         text: as `get_text_config` gives it.
     """
     positions: int | None = getattr(text, "max_position_embeddings", None)
+    if positions is None and set(STATES).issuperset(getattr(text, "layer_types", None) or [FULL]):
+        return UNLIMITED
     for rope in _rope_parameters(text):
         original = rope.get("original_max_position_embeddings")
         if rope["rope_type"] == "yarn" and original and positions:

@@ -56,7 +56,10 @@ class ModelForward:
         self.invariant_from: int | None = None
         self.any_threads = True
         self._additive = config._attn_implementation == "eager"
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        taken = inspect.signature(model.forward).parameters
+        self._keeps_logits = "logits_to_keep" in taken
+        # Models without attention have another name for it.
+        self._cache_name = "cache_params" if "cache_params" in taken else "past_key_values"
         self._has_experts = experts_of(config) is not None
         self._compiled: CompiledForward | None = None
         self._quantization: str | None = None
@@ -149,18 +152,19 @@ class ModelForward:
         tokens: list[list[int]],
         slots: list[int],
         positions: list[list[int]],
-        masks: Tensor | Mapping[str, Tensor | None],
+        masks: Tensor | Mapping[str, Tensor | None] | None,
         layers: int,
         keep: int,
     ) -> Any:
         """The model's own forward over the cache; each row of `tokens` is one of its batch."""
         kv_cache.slots = torch.tensor(slots, device=self.device)
-        options = {"logits_to_keep": keep} if self._keeps_logits else {}
+        options: dict[str, Any] = {self._cache_name: kv_cache}
+        if self._keeps_logits:
+            options["logits_to_keep"] = keep
         return self.model(
             input_ids=torch.tensor(tokens, device=self.device),
             attention_mask=masks,
             position_ids=torch.tensor(positions, device=self.device),
-            past_key_values=kv_cache,
             use_cache=True,
             output_hidden_states=layers > 0,
             **options,

@@ -164,6 +164,8 @@ class RecurrentRunner(CausalRunner):
         if state.length - start > MOST_REPLAYED:
             snapshot = self._replay(state, start, snapshot, state.tokens, places)
             start = state.length
+            assert snapshot is not None
+            state.snapshots[start] = snapshot
         run = state.tokens[start:] + tokens
         state.tokens += tokens
         state.length = state.used = len(state.tokens)
@@ -246,7 +248,8 @@ class RecurrentRunner(CausalRunner):
         masks: dict[str, Tensor | None] = dict.fromkeys(STATES)
         for kind in (FULL, *SIZES):
             masks[kind] = self._as_taken(self.windows.narrowed(mask[:, None], kind))
-        out = self._call(cache, tokens, slots, positions, masks, layers, keep)
+        attends = not set(STATES).issuperset(self.windows.kinds)
+        out = self._call(cache, tokens, slots, positions, masks if attends else None, layers, keep)
         hidden = torch.stack([h[0] for h in out.hidden_states[-layers:]]) if layers else None
         return Output(out.logits.float(), hidden)
 

@@ -88,9 +88,14 @@ def validate_cache(runner: CausalRunner, name: str, padding: Padding = NATURAL) 
     # A comparison that is false for NaN as well.
     wrong = [d for d in differences if not d <= TOLERANCE.get(dtype, 1e-3)]
     if wrong:
+        reason = (
+            "its layers do not go on from a state with several tokens"
+            if runner.keeps_states
+            else "its attention does not follow masks and positions alone"
+        )
         raise UnsupportedModelError(
             f"{name} gives other logits over a cache that forks (relative difference "
-            f"{wrong[0]:.1e}): its attention does not follow masks and positions alone"
+            f"{wrong[0]:.1e}): {reason}"
         )
     if not exact:
         raise UnsupportedModelError(
