@@ -35,7 +35,7 @@ from specbranch.models.windows import AttentionWindows
 
 logger = logging.getLogger("specbranch")
 
-FORMAT = 3
+FORMAT = 4
 MOST_ROWS = 64  # longer forwards have work enough for their kernels
 MOST_PARAMETERS = 500_000_000  # of larger models, reading the weights takes all the time anyway
 OPTIONS = {"cpp.dynamic_threads": True, "freezing": True}
