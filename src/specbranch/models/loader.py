@@ -286,12 +286,8 @@ def check_vocabularies(
     if differing <= MOST_DIFFERING * len(theirs):
         if differing:
             logger.warning(
-                "%d of %d tokens of %s are unknown to %s, or under another id: they are drafted in "
-                "vain",
-                differing,
-                len(theirs),
-                names[1],
-                names[0],
+                f"{differing} of {len(theirs)} tokens of {names[1]} are unknown to {names[0]}, or "
+                "under another id: they are drafted in vain"
             )
         return
     raise InputError(
