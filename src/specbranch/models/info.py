@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from specbranch.models.architecture import context_length
 from specbranch.models.experts import experts_of
 from specbranch.models.gguf import FILE_TYPE
+from specbranch.models.layer_states import count_states
 from specbranch.models.restricted_head import RestrictedHead
 from specbranch.models.windows import windows_of
 
@@ -36,7 +37,7 @@ class ModelInfo:
         stored: how a GGUF file stores its weights, such as ``Q4_1``; None for other checkpoints.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
         states: some layers are recurrent or convolutional.
-        found: attention windows and experts of its layers, for people.
+        found: attention windows, states and experts of its layers, for people.
     """
 
     name: str
@@ -96,7 +97,12 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
     config, generation = model.config.get_text_config(), model.generation_config
     head = model.get_output_embeddings()
     context = context_length(config)
-    found = [str(windows_of(config, context)), str(experts_of(config) or "")]
+    states, windows = count_states(config), windows_of(config, context)
+    found = [
+        str(windows),
+        f"states in {states} of {len(windows.kinds)} layers" if states else "",
+        str(experts_of(config) or ""),
+    ]
     eos = generation.eos_token_id if generation is not None else None
     return ModelInfo(
         name,
