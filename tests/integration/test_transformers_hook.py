@@ -46,8 +46,8 @@ def test_greedy_text_is_that_of_transformers(target: Model, drafts: Drafts, name
     assert ours_alone(target, drafts[name], **prompt(6), **options).tolist() == plain.tolist()
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "gpt_oss"])
-def test_text_that_leaves_its_windows_is_that_of_transformers(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text", "gpt_oss", "lfm2", "mamba2"])
+def test_text_of_other_layers_is_that_of_transformers(kind: str) -> None:
     [family] = [family for family in EXACT if family.kind == kind]
     inputs = prompt(WINDOW - 2)
     plain, ours = both(family.model(), family.model(noise=0.02), **inputs)

@@ -12,8 +12,6 @@ import torch
 from transformers import (
     DynamicCache,
     EosTokenCriteria,
-    MambaConfig,
-    MambaForCausalLM,
     SynthIDTextWatermarkingConfig,
 )
 from transformers import PreTrainedModel as Model
@@ -21,7 +19,8 @@ from transformers import PreTrainedModel as Model
 import specbranch
 from specbranch.errors import InputError, UnsupportedModelError
 from specbranch.integrations import transformers as integration
-from tests.hook import POSITIONS, VOCABULARY, Recorder, ours_alone, padded, prompt, tiny
+from tests.families import FAMILIES
+from tests.hook import POSITIONS, Recorder, ours_alone, padded, prompt, tiny
 
 
 def test_assistant_model_alone_is_refused_with_the_remedy(target: Model, draft: Model) -> None:
@@ -83,10 +82,10 @@ def test_embeddings_instead_of_tokens_are_refused(target: Model, draft: Model) -
 
 
 def test_models_that_cannot_rewind_are_refused(target: Model, draft: Model) -> None:
-    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1)
-    recurrent = MambaForCausalLM(config).eval()
+    [family] = [family for family in FAMILIES if family.kind == "mamba"]
+    recurrent = family.model()
     for pair in ((recurrent, draft), (target, recurrent)):
-        with pytest.raises(UnsupportedModelError, match="names no context length"):
+        with pytest.raises(UnsupportedModelError, match="do not go on from a state"):
             ours_alone(*pair, **prompt(6))
 
 

@@ -45,7 +45,7 @@ class Counted:
             self.shapes.append((len(tokens), len(tokens[0])))
             return call(cache, tokens, *args)
 
-        self.runner._call = counted  # type: ignore[method-assign, assignment]
+        self.runner._call = counted  # type: ignore[assignment, method-assign]
 
 
 def test_accepted_tokens_run_again_with_the_next_forward(model: PreTrainedModel) -> None:
@@ -131,3 +131,10 @@ def test_a_round_commits_as_many_tokens_as_with_a_dense_pair() -> None:
         with LLM.from_models(model, model, **options) as llm:
             [done] = llm.generate([some_tokens(8)], params)
         assert done.metrics.mean_accepted_length == 5.0
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_packed_models_are_accepted(kind: str) -> None:
+    runner = RecurrentRunner(family(kind).model())
+    runner.pack()
+    validate(runner, kind)

@@ -18,7 +18,14 @@ from specbranch.methods.registry import MethodSpec, find_method
 from specbranch.models.runner import CausalRunner
 
 # What `transformers` prepares for every forward; the runner prepares its own.
-_PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_PREPARED = {
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "cache_params",
+    "use_cache",
+    "logits_to_keep",
+}
 # They keep a state from step to step, which drafting, where steps are taken back, would spoil.
 _STATEFUL = (SynthIDTextWatermarkLogitsProcessor, UnbatchedClassifierFreeGuidanceLogitsProcessor)
 

@@ -16,6 +16,7 @@ from specbranch.models.cpu.int8 import Int8Linear
 from specbranch.models.cpu.prepacking import PackedLinear
 from specbranch.models.experts import experts_of
 from specbranch.models.gguf import FILE_TYPE
+from specbranch.models.layer_states import count_states
 from specbranch.models.restricted_head import RestrictedHead
 from specbranch.models.windows import windows_of
 
@@ -44,7 +45,7 @@ class ModelInfo:
         sampling_defaults: of the checkpoint's generation configuration, by `SamplingParams`' names.
         drafted: tokens that it can draft, where they are not all of the vocabulary.
         states: some layers are recurrent or convolutional.
-        found: attention windows and experts of its layers, for people.
+        found: attention windows, states and experts of its layers, for people.
     """
 
     name: str
@@ -115,7 +116,12 @@ def describe(model: PreTrainedModel, name: str) -> ModelInfo:
     config, generation = model.config.get_text_config(), model.generation_config
     head = model.get_output_embeddings()
     context = context_length(config)
-    found = [str(windows_of(config, context)), str(experts_of(config) or "")]
+    states, windows = count_states(config), windows_of(config, context)
+    found = [
+        str(windows),
+        f"states in {states} of {len(windows.kinds)} layers" if states else "",
+        str(experts_of(config) or ""),
+    ]
     eos = generation.eos_token_id if generation is not None else None
     return ModelInfo(
         name,

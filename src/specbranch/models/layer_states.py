@@ -21,10 +21,15 @@ STATES = ("linear_attention", "conv")
 BESIDE_ATTENTION = "hybrid"
 
 
-def has_states(config: PreTrainedConfig) -> bool:
-    """Whether some layers of such a model have states."""
+def count_states(config: PreTrainedConfig) -> int:
+    """How many layers of such a model have states."""
     kinds = getattr(config.get_text_config(), "layer_types", None) or []
-    return not {*STATES, BESIDE_ATTENTION}.isdisjoint(kinds)
+    return sum(kind in (*STATES, BESIDE_ATTENTION) for kind in kinds)
+
+
+def has_states(config: PreTrainedConfig) -> bool:
+    """Whether some do."""
+    return count_states(config) > 0
 
 
 class HybridLayer(LinearAttentionLayer, StaticKVLayer):

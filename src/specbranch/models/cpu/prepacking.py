@@ -102,12 +102,16 @@ def pack_layers(module: nn.Module, int8: bool = False) -> None:
         for name, child in [*parent.named_children()]:
             if type(child) is not nn.Linear:  # a subclass may compute something else
                 continue
+            packed: nn.Module
             if int8:
-                setattr(parent, name, Int8Linear(child, next(numbers)))
+                packed = Int8Linear(child, next(numbers))
             elif (weight := scaled(child.weight)) is not None:
-                setattr(parent, name, HalfLinear(child, weight, next(numbers)))
+                packed = HalfLinear(child, weight, next(numbers))
             else:
-                setattr(parent, name, PackedLinear(child))
+                packed = PackedLinear(child)
+            # Some models ask for its dtype; nothing can be computed with it.
+            packed.weight = child.weight.detach().new_empty(0)
+            setattr(parent, name, packed)
 
 
 def _attend(
