@@ -42,7 +42,8 @@ class ModelConfig:
         hrad: the predictor: a file that ``specbranch hrad train`` wrote, None, `online`, which
             learns from the running text, or `auto`: the one that lies beside the draft, if it was
             trained for this target and γ.
-        dtype: `auto`, `float32`, `bfloat16`, `float16`.
+        dtype: `auto`, `float32`, `bfloat16`, `float16`. With `auto` a GGUF file's matrices stay in
+            their blocks on a CPU, computed with in float32; `float32` dequantizes them.
         quantization: `int8`: the target's linear layers have weights and activations of 8 bits, on
             a CPU with VNNI instructions. The text is then that of the quantized target.
         draft_quantization: likewise of the draft, which changes no text.

@@ -184,7 +184,8 @@ def test_texts_are_those_of_the_dequantized_model_by_every_method(file, tmp_path
         assert llm.target.how == "Q8_0 weights in float32 on cpu, eager"
         [expected] = llm.generate("hello", params)
     with LLM(str(file), str(draft), **options) as llm:
-        assert llm.target.how == "Q8_0 blocks, computed in float32, on cpu, eager"
+        for model in (llm.target, llm.draft):
+            assert model.how == "Q8_0 blocks, computed in float32, on cpu, eager"
         for method in ("autoregressive", "specbranch", "speculative", "lookup"):
             [out] = llm.generate("hello", params, method=method)
             assert out.outputs[0].token_ids == expected.outputs[0].token_ids

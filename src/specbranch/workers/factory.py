@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from specbranch.config import PaddingOption
 from specbranch.executors.cpu_affinity import CpuAffinity
+from specbranch.models.cpu.blocks import has_blocks
 from specbranch.models.info import ModelInfo
 from specbranch.models.loader import ModelSpec, load_model, load_tokenizer
 from specbranch.models.padding import Padding
@@ -113,7 +114,7 @@ def _prepare(runner: CausalRunner, spec: ModelSpec, verifies: bool) -> None:
     int8 = spec.quantization is not None
     if not spec.eager:
         runner.compile(spec.name, verifies, int8)
-    elif verifies or int8:
+    elif verifies or int8 or has_blocks(runner.model):
         runner.pack(int8)
 
 
