@@ -82,7 +82,8 @@ def make_engine(drafted: bool) -> Any:
         max_num_seqs=16,
         max_num_batched_tokens=96,
         enforce_eager=True,
-        num_gpu_blocks_override=24,
+        block_size=32,
+        num_gpu_blocks_override=20,
         disable_log_stats=False,
         **speculation,
     )
@@ -174,6 +175,9 @@ def main() -> None:
             note(name)
     findings["soak"] = soak(engine, proposer)
     note("soak")
+    findings["preemptions"] = next(
+        metric.value for metric in engine.get_metrics() if metric.name == "vllm:num_preemptions"
+    )
     if proposer is not None:
         findings["left_open"] = len(proposer._coordinator.sessions)
         proposer.close()

@@ -60,6 +60,11 @@ def test_greedy_texts_are_vllms_own(
     assert counted["steps"] > 0
 
 
+def test_requests_were_preempted(drafted: dict[str, Any]) -> None:
+    print("preemptions", drafted["preemptions"])
+    assert drafted["preemptions"] > 0
+
+
 def test_some_drafts_are_accepted(drafted: dict[str, Any]) -> None:
     assert sum(found["accepted_tokens"] for found in drafted["metrics"].values()) > 0
 
