@@ -16,6 +16,7 @@ from specbranch.models.padding import Padding
 from specbranch.models.runner import CausalRunner
 from specbranch.models.sequence_state import LookaheadRow
 from specbranch.models.validation import invariant_from, validate_cache
+from specbranch.models.windows import FULL, AttentionWindows
 from tests.families import EXACT
 from tests.forwards import computing_threads
 from tests.gguf_files import gguf_llama, in_blocks
@@ -210,7 +211,8 @@ def test_few_tokens_are_padded_with_copies_of_the_last():
 
     forward._run = run
     mask = torch.tensor([[True, False], [True, True]])
-    logits, [hidden] = forward(compiled.StaticKVCache(1, 8), [7, 8], [0, 1], [3, 4], mask)
+    cache, windows = compiled.StaticKVCache(1, 8), AttentionWindows((FULL,), {})
+    logits, [hidden] = forward(cache, [7, 8], [0, 1], [3, 4], mask, windows)
     assert (logits.shape, hidden.shape) == ((2, 3), (2, 5))
     [(ids, positions, slots, rows)] = asked
     assert (ids, positions, slots) == ([[7, 8, 8, 8]], [[3, 4, 4, 4]], [0, 1, 1, 1])

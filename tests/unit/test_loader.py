@@ -63,6 +63,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
         {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
         "its local attention counts slots of the cache",
     ),
+    "mamba": ({}, "its layers do not go on from a state with several tokens"),
     "deepseek_v32": ({}, "its indexed_attention layers choose what they attend to"),
     "xlstm": ({}, "its configuration names no context length (a recurrent model?)"),
     "t5": ({}, "it is an encoder-decoder"),

@@ -216,7 +216,7 @@ def test_certain_drafts_are_the_likeliest_tokens_also_where_a_text_is_sampled() 
     table = random_table(1, 7)
     drafter = Drafter(TableRunner(table, 7))
     params = params_of(Sampling(temperature=0.8, top_k=3))
-    assert params == SamplingParams(temperature=0.8, top_k=3)
+    assert params == SamplingParams(temperature=0.8, top_k=3).with_defaults({})
     drafter.open([OpenText(1, [1, 2], params, 50, 7, branch_tokens=50, certain=True)], read=False)
     assert drafter.read_on(1, 5) == 0
     [draft] = drafter.draft([DraftText(1, CommitUpdate(2), gamma=3)])

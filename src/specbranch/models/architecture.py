@@ -94,6 +94,11 @@ def _obstacle(config: PreTrainedConfig, text: PreTrainedConfig, context: int | N
             "its attention has biases by distance (ALiBi), which do not follow the positions of a "
             "tree; SpecBranch needs rotary or learned positions"
         )
+    if config.model_type in ("mamba", "falcon_mamba"):
+        return (
+            "its layers do not go on from a state with several tokens, so that no draft can be "
+            "verified"
+        )
     if context is None:
         return "its configuration names no context length (a recurrent model?)"
     for rope in _rope_parameters(text):
