@@ -16,7 +16,7 @@ test: .venv/installed-dev
 	.venv/bin/pytest --numprocesses 2 --dist worksteal
 
 test-fast: .venv/installed-dev
-	.venv/bin/pytest --numprocesses 2 --dist worksteal tests/unit
+	.venv/bin/pytest --numprocesses 2 --dist worksteal -m "not slow" tests/unit
 
 # What depends most on transformers, with the oldest version of it that the package allows.
 test-lowest: .venv-lowest/installed

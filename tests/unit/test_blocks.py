@@ -29,7 +29,10 @@ from specbranch.training.draft.gguf_file import write_gguf
 from tests.forwards import computing_threads, fresh, product_of_rows
 from tests.gguf_files import gguf_llama, write_metadata
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="no C++ compiler here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compiler() is None, reason="no C++ compiler here"),
+]
 
 K_QUANTS = ("Q4_K", "Q5_K", "Q6_K")
 TOLERANCE = 1e-5  # of a product in float32, relative to the sum of the products' sizes

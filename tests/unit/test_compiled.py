@@ -22,6 +22,8 @@ from tests.forwards import computing_threads
 from tests.gguf_files import gguf_llama, in_blocks
 from tests.tiny import ARCHITECTURES, tiny_model
 
+pytestmark = pytest.mark.slow
+
 TOKENS = [(5 * i * i + i) % 60 for i in range(48)]
 [WINDOWED] = [family for family in EXACT if family.kind == "gemma3_text"]
 INT8 = ["llama in int8"] * (int8_obstacle(torch.device("cpu")) is None)

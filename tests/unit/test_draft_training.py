@@ -36,6 +36,8 @@ from specbranch.training.draft.train import (
 )
 from tests.tiny import ARCHITECTURES, save_pair_half, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10]]
 
 

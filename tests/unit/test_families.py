@@ -20,7 +20,7 @@ from tests.families import EXACT, FAMILIES, WINDOW, Family, table
 from tests.forwards import ALIGNED, FIXED, assert_close, fresh, some_tokens
 from tests.tree import Tree
 
-pytestmark = pytest.mark.usefixtures("small_blocks")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_blocks")]
 
 ACTIONS = 10  # per example
 PROMPT = some_tokens(WINDOW + 3)

@@ -15,6 +15,8 @@ from specbranch.models.cpu.prepacking import PackedLinear, pack
 from tests.forwards import computing_threads, product_of_rows
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.slow
+
 needs_fbgemm = pytest.mark.skipif(
     scaled(torch.ones(2, 2)) is None, reason="torch has no FBGEMM for this CPU"
 )

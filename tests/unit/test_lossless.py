@@ -12,6 +12,8 @@ from specbranch.methods.registry import METHODS
 from specbranch.sampling_params import SamplingParams
 from tests.tables import decode, imitation, random_table
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 11
 SPECULATIVE = sorted(set(METHODS) - {"autoregressive"})
 WITH_DRAFT = sorted(name for name, spec in METHODS.items() if spec.needs_draft)

@@ -1,5 +1,6 @@
 """H-RAD that learns while it is used, on features and outcomes made by hand and on a pair."""
 
+import pytest
 import torch
 
 from specbranch.llm import LLM
@@ -7,6 +8,8 @@ from specbranch.policy.hrad import RecordingSetup
 from specbranch.policy.online_hrad import LEAST, OnlineHRAD
 from specbranch.policy.signal import Keep
 from specbranch.sampling_params import SamplingParams
+
+pytestmark = pytest.mark.slow
 
 
 def online() -> OnlineHRAD:

@@ -13,6 +13,8 @@ from specbranch.workers import drafter as draft_worker
 from specbranch.workers import verifier as target_worker
 from tests.tables import decode, imitation, random_table
 
+pytestmark = pytest.mark.slow
+
 
 class Enumerator:
     """A source of randomness that walks through every way the draws can fall.

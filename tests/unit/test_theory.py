@@ -43,6 +43,8 @@ from specbranch.workers.requests import OpenRequest
 from specbranch.workers.verifier import Verifier
 from tests.tables import Table, TableRunner
 
+pytestmark = pytest.mark.slow
+
 ERRORS = 5.0
 ROUNDS = 40_000
 Rounds = tuple[np.ndarray, np.ndarray]  # tokens committed and time taken, of each
