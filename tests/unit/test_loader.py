@@ -64,7 +64,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
         "its local attention counts slots of the cache",
     ),
     "mamba": ({}, "its layers do not go on from a state with several tokens"),
-    "deepseek_v32": ({}, "its indexed_attention layers choose what they attend to"),
+    "deepseek_v32": ({}, "attention layers choose what they attend to"),
     "xlstm": ({}, "its configuration names no context length (a recurrent model?)"),
     "t5": ({}, "it is an encoder-decoder"),
 }
@@ -80,8 +80,8 @@ def test_caches_that_cannot_rewind_are_refused(architecture: str, tmp_path: Path
     """Before any weights are read: the folder has none."""
     unsupported(architecture).save_pretrained(tmp_path)
     message = refusal(UnsupportedModelError, lambda: load(str(tmp_path)))
-    expected = f"{tmp_path} ({architecture}) cannot be used: {UNSUPPORTED[architecture][1]}"
-    assert message.startswith(expected)
+    assert message.startswith(f"{tmp_path} ({architecture}) cannot be used: ")
+    assert UNSUPPORTED[architecture][1] in message
 
 
 @pytest.mark.parametrize(
