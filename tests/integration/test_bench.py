@@ -288,6 +288,24 @@ def test_a_run_is_reported_and_gone_on_with(capsys, tmp_path, profile, prompts):
     assert "has a run with another limit" in capsys.readouterr().err
 
 
+def test_both_placements_are_in_one_report(capsys, tmp_path, prompts):
+    out = tmp_path / "out"
+    common = [prompts, "--executor", "thread", "--max-tokens", 8, "--repeats", 1, "--limit", 1]
+    assert bench(*common, "--methods", "sps-4", "specbranch", "--out", out) == 0
+    found = capsys.readouterr().out
+    assert "equal hardware" in found
+    assert "a device each" in found
+    assert "the same, per device" in found
+    rows = json.loads((out / "speeds.json").read_text())
+    devices = {(row["method"], row["placement"]): row["devices"] for row in rows}
+    assert {m for m, p in devices if p == "a device each"} == {PLAIN, "sps-4", SPECBRANCH}
+    assert devices["sps-4", "a device each"] == devices[SPECBRANCH, "a device each"] == 2
+    assert devices[PLAIN, "a device each"] == devices["sps-4", "equal hardware"] == 1
+    text = (out / "report.md").read_text()
+    assert "× plain decoding, per device" in text
+    assert "## Predicted and measured" in text
+
+
 def test_answers_are_in_the_format_of_spec_bench(capsys, tmp_path, profile, prompts):
     out = tmp_path / "out"
     assert (

@@ -98,6 +98,8 @@ class Report:
     @property
     def _title(self) -> str:
         drafts = " and ".join(self._facts["pairs"])
+        if pair := self._settings["pair"]:
+            return f"SpecBranch benchmark: the pair {pair}"
         return f"SpecBranch benchmark: {self._settings['target']} with {drafts}"
 
     def _speed(self) -> Section:
@@ -202,7 +204,8 @@ class Report:
         return [section]
 
     def _theory(self) -> list[Section]:
-        found = predictions(self._heats, self.rows)
+        equal = [name for name in self.rows if Placement.of(name) is Placement.EQUAL]
+        found = predictions(self._heats, equal)
         if not found:
             return []
         rows = [

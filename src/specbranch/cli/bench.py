@@ -63,7 +63,7 @@ class Grid:
 
 def _settings(options: argparse.Namespace, grid: Grid) -> dict[str, Any]:
     """What a run that goes on must have in common with the one it goes on with."""
-    names = ["target", "dtype", "padding", "top_k", "top_p", "min_p", "repetition_penalty"]
+    names = ["pair", "target", "dtype", "padding", "top_k", "top_p", "min_p", "repetition_penalty"]
     names += ["seed", "prompt_tokens", "methods", "gamma", "epsilon", "k_max", "branching", "hrad"]
     names += ["retrieval", "speculate", "enforce_eager", "executor", "overlap", "reproduce"]
     names += ["quantization", "draft_quantization", "placements"]
