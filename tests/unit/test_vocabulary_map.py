@@ -16,6 +16,7 @@ from specbranch.errors import InputError
 from specbranch.methods.registry import METHODS
 from specbranch.models.loader import load_tokenizer
 from specbranch.models.restricted_head import NEVER
+from specbranch.models.runner import CausalRunner
 from specbranch.models.translated_runner import TranslatedRunner
 from specbranch.models.vocabularies import same_ids
 from specbranch.models.vocabulary_map import VocabularyMap
@@ -93,6 +94,19 @@ def test_any_use_of_the_runner_gives_the_logits_of_the_text_spelled_anew(data):
             runner.keep(1, kept)
             prefix = paths[kept]
     runner.close(1)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_text_that_takes_more_than_its_share_of_draft_tokens_is_an_error(compiled):
+    """The engine goes on without the draft; nothing is written beyond the cache."""
+    model = CausalRunner(tiny_model("llama"))
+    if compiled:  # which checks no bounds, and must not be called
+        model._compiled = lambda *args: pytest.fail("written beyond the cache")
+    long = VocabularyMap([[1, 2, 3]] * 64, torch.tensor([0]), torch.tensor([0]))
+    runner = TranslatedRunner(model, long)
+    runner.open(1, 8)
+    with pytest.raises(ValueError, match="the cache holds 16 tokens"):
+        runner.run_many([(1, [5] * 8)])
 
 
 @pytest.mark.parametrize("method", METHODS_WITH_DRAFT)

@@ -125,7 +125,12 @@ class ModelForward:
             mask: bool ``[tokens, extent]``, True where a token sees a slot: its own path, in the
                 order of positions. Windows narrow it.
             exact: experts take one token at a time.
+
+        Raises:
+            ValueError: the cache has no such slot. Compiled code would write beyond it.
         """
+        if max(slots) >= kv_cache.capacity:
+            raise ValueError(f"the cache holds {kv_cache.capacity} tokens, and no more")
         if self._compiled is not None and len(tokens) <= MOST_ROWS:
             logits, states = self._compiled(kv_cache, tokens, slots, positions, mask, self.windows)
             return Output(logits, torch.stack(states[-layers:]) if layers else None)
