@@ -126,8 +126,8 @@ def assemble(config: EngineConfig) -> Assembled:
                 assembled.engine.models.draft,
                 None if gamma == "auto" else gamma,
             )
-        except InputError:
-            if model.hrad != "auto":
+        except BaseException as error:
+            if model.hrad != "auto" or not isinstance(error, InputError):
                 assembled.engine.executors.close()
                 raise
             # It was not asked for, and belongs to another target or to earlier weights.
