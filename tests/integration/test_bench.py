@@ -288,6 +288,12 @@ def test_a_run_is_reported_and_gone_on_with(capsys, tmp_path, profile, prompts):
     assert "has a run with another limit" in capsys.readouterr().err
 
 
+def test_tables_name_the_draft_that_a_pair_has_by_default(capsys, profile, prompts):
+    common = [prompts, "--pair", "toy", "--profile", profile, "--max-tokens", 4, "--repeats", 1]
+    assert bench(*common, "--limit", 1, "--methods", "specbranch") == 0
+    assert "draft, greedy, mine: 1 questions, equal hardware" in capsys.readouterr().out
+
+
 def test_both_placements_are_in_one_report(capsys, tmp_path, prompts):
     out = tmp_path / "out"
     common = [prompts, "--executor", "thread", "--max-tokens", 8, "--repeats", 1, "--limit", 1]

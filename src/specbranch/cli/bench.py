@@ -28,6 +28,7 @@ from specbranch.cli.checks import check_counts
 from specbranch.cli.pair import load_both, sampling_params
 from specbranch.errors import InputError
 from specbranch.models.loader import ModelSpec, load_tokenizer
+from specbranch.models.pairs import find_pair
 from specbranch.sampling_params import SamplingParams
 from specbranch.zoo import PREDICTORS
 
@@ -52,13 +53,20 @@ class Grid:
         whole = options.reproduce is not None
         quick = options.quick
         return cls(
-            options.drafts or ([*PREDICTORS] if whole else [options.draft]),
+            options.drafts or ([*PREDICTORS] if whole else [_named_draft(options)]),
             options.suites or ([*PAPER_SUITES] if whole else [TEN]),
             options.temperatures or ([0.0, 1.0] if whole else [0.0]),
             options.limit or ((1 if quick else 3) if whole else (3 if quick else 10)),
             options.repeats or (1 if quick or whole else 3),
             options.max_tokens or (48 if quick else 128),
         )
+
+
+def _named_draft(options: argparse.Namespace) -> str:
+    """The draft, or what it is called where the pair has one by default."""
+    shipped = find_pair(options.pair).drafts if options.pair else {}
+    draft: str = options.draft
+    return next(iter(shipped), draft) if draft == "auto" else draft
 
 
 def _settings(options: argparse.Namespace, grid: Grid) -> dict[str, Any]:
